@@ -1,0 +1,2 @@
+//! control-plane.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! node.
+#![forbid(unsafe_code)]

@@ -1,0 +1,57 @@
+//! The bounded queue from proxies to readers.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use tokio::sync::mpsc;
+
+use crate::DecisionRecord;
+
+/// Records that may wait for the reader; past it the newest are counted and dropped, so a slow disk never slows traffic.
+pub const MAX_QUEUED_RECORDS: usize = 16_384;
+
+/// The proxies' end. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Recorder {
+    sender: mpsc::Sender<DecisionRecord>,
+    dropped: Arc<AtomicU64>,
+}
+
+/// The reader's end.
+#[derive(Debug)]
+pub struct Records {
+    receiver: mpsc::Receiver<DecisionRecord>,
+    dropped: Arc<AtomicU64>,
+}
+
+/// A connected pair.
+#[must_use]
+pub fn recorder() -> (Recorder, Records) {
+    let (sender, receiver) = mpsc::channel(MAX_QUEUED_RECORDS);
+    let dropped = Arc::new(AtomicU64::new(0));
+    (Recorder { sender, dropped: Arc::clone(&dropped) }, Records { receiver, dropped })
+}
+
+impl Recorder {
+    /// Hands a record over; counts it as dropped if the queue is full.
+    pub fn record(&self, record: DecisionRecord) {
+        if self.sender.try_send(record).is_err() {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Records {
+    /// The next record, or nothing when every proxy is gone.
+    pub async fn next(&mut self) -> Option<DecisionRecord> {
+        self.receiver.recv().await
+    }
+
+    /// Records dropped so far because the queue was full.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+}

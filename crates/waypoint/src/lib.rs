@@ -1,0 +1,2 @@
+//! waypoint.
+#![forbid(unsafe_code)]

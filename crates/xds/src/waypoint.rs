@@ -1,0 +1,31 @@
+//! Package `ambit.waypoint.v1`: all that one waypoint must know of the services it fronts.
+
+use crate::security::Policy;
+
+/// The services of one waypoint. Its resource name is `namespace/name` of the Gateway.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Bundle {
+    /// Namespace of the Gateway.
+    #[prost(string, tag = "1")]
+    pub namespace: String,
+    /// Name of the Gateway.
+    #[prost(string, tag = "2")]
+    pub name: String,
+    /// The services bound to it.
+    #[prost(message, repeated, tag = "3")]
+    pub services: Vec<BoundService>,
+}
+
+/// A service bound to a waypoint, with the policies that the attachment rules give it.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct BoundService {
+    /// Namespace of the Service.
+    #[prost(string, tag = "1")]
+    pub namespace: String,
+    /// Fully qualified name; with the namespace the key of its `Service` message.
+    #[prost(string, tag = "2")]
+    pub hostname: String,
+    /// Policies enforced for it, in order of namespace and name.
+    #[prost(message, repeated, tag = "3")]
+    pub policies: Vec<Policy>,
+}

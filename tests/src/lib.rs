@@ -1,0 +1,2 @@
+//! Whole-mesh tests.
+#![forbid(unsafe_code)]
