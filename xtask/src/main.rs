@@ -1,1 +1,73 @@
-fn main() {}
+//! `cargo xtask`: the project's chores, so that cargo is the only tool a newcomer needs.
+//!
+//! `test [--fast]` runs every test; `lint` checks format, lints, licences and duplicate dependencies; `real` runs the
+//! MLflow example against the real server and exporter.
+#![forbid(unsafe_code)]
+
+mod dependencies;
+mod real;
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+};
+
+const USAGE: &str = "usage: cargo xtask COMMAND
+
+commands:
+  test [--fast]   run all tests; --fast leaves out those that need network namespaces
+  lint            format, clippy with warnings as errors, licences and duplicate dependencies
+  real            run examples/mlflow with a real MLflow server and a real OpenTelemetry exporter (needs Python)
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let result = match arguments.as_slice() {
+        ["test"] => test(false),
+        ["test", "--fast"] => test(true),
+        ["lint"] => lint(),
+        ["real"] => real::run(),
+        _ => Err(USAGE.to_owned()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("{message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs the tests. The whole-mesh ones start the `ambit` binary, so it is built first.
+fn test(fast: bool) -> Result<(), String> {
+    cargo(&["build", "--locked", "--package", "ambit"])?;
+    if fast {
+        return cargo(&["test", "--locked", "--workspace", "--exclude", "ambit-tests", "--exclude", "ambit-node"]);
+    }
+    cargo(&["test", "--locked", "--workspace"])
+}
+
+fn lint() -> Result<(), String> {
+    cargo(&["fmt", "--all", "--check"])?;
+    cargo(&["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"])?;
+    dependencies::check()
+}
+
+/// The workspace's root folder.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().map_or_else(PathBuf::new, Path::to_path_buf)
+}
+
+fn cargo(arguments: &[&str]) -> Result<(), String> {
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    run(Command::new(cargo).args(arguments))
+}
+
+/// Runs a command in the workspace's root; anything but success is an error that names it.
+fn run(command: &mut Command) -> Result<(), String> {
+    let shown = format!("{command:?}");
+    let status = command.current_dir(root()).status().map_err(|error| format!("{shown}: {error}"))?;
+    if status.success() { Ok(()) } else { Err(format!("{shown}: {status}")) }
+}

@@ -1,14 +1,24 @@
 //! What a proxy knows of the mesh: an immutable snapshot, swapped atomically when configuration arrives.
+//!
+//! A resource that can't be read is rejected by name and the rest of its push applied. What a rejected resource would
+//! have governed is closed, not left as it was: a policy denies what it targets, a service can't be reached, a
+//! workload gets no connections.
+
+mod decode;
+mod policies;
+mod state;
 
 use std::{
     collections::{BTreeMap, HashMap},
     net::IpAddr,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use ambit_api::SpiffeId;
 use ambit_policy::Compiled;
-use ambit_xds::workload::AppProtocol;
+use ambit_xds::{DeltaResponse, channel::Nack, workload::AppProtocol};
+
+use self::state::State;
 
 /// `namespace` and fully qualified `hostname` of a service.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -43,6 +53,8 @@ pub struct Workload {
     /// Ports that only a waypoint may reach.
     pub guard: Vec<GuardedPort>,
     /// The L4 policies in force for it. Denies everything when one of them is not known or not readable.
+    ///
+    /// Workloads with the same policies share it: it changes identity only when what it says may have changed.
     pub policies: Arc<Compiled>,
 }
 
@@ -108,9 +120,20 @@ pub struct View {
     pub(crate) workloads_by_ip: HashMap<IpAddr, Arc<Workload>>,
     pub(crate) services: HashMap<ServiceKey, Arc<Service>>,
     pub(crate) services_by_vip: HashMap<IpAddr, Arc<Service>>,
+    pub(crate) services_by_hostname: HashMap<Arc<str>, Vec<Arc<Service>>>,
     pub(crate) endpoints: HashMap<ServiceKey, Vec<Arc<Workload>>>,
     pub(crate) waypoints: HashMap<(Arc<str>, Arc<str>), Arc<WaypointBundle>>,
 }
+
+/// Holds the current [`View`] and tells when it changes.
+#[derive(Debug)]
+pub struct Store {
+    current: arc_swap::ArcSwap<View>,
+    changes: tokio::sync::watch::Sender<u64>,
+    state: Mutex<State>,
+}
+
+// === impl View ===
 
 impl View {
     /// The workload with this uid.
@@ -125,6 +148,11 @@ impl View {
         self.workloads_by_ip.get(&ip)
     }
 
+    /// All workloads, in no order.
+    pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
+        self.workloads.values()
+    }
+
     /// The service with this key.
     #[must_use]
     pub fn service(&self, key: &ServiceKey) -> Option<&Arc<Service>> {
@@ -137,7 +165,23 @@ impl View {
         self.services_by_vip.get(&ip)
     }
 
-    /// All workloads of a service, healthy or not.
+    /// The services with this fully qualified name (lower case, no trailing dot), by namespace.
+    pub fn services_by_hostname(&self, hostname: &str) -> impl Iterator<Item = &Arc<Service>> {
+        self.services_by_hostname.get(hostname).into_iter().flatten()
+    }
+
+    /// The service of this namespace with this object name.
+    #[must_use]
+    pub fn service_named(&self, namespace: &str, name: &str) -> Option<&Arc<Service>> {
+        self.services.values().find(|service| &*service.key.namespace == namespace && &*service.name == name)
+    }
+
+    /// All services, in no order.
+    pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
+        self.services.values()
+    }
+
+    /// All workloads of a service, healthy or not, by uid.
     #[must_use]
     pub fn endpoints(&self, key: &ServiceKey) -> &[Arc<Workload>] {
         self.endpoints.get(key).map_or(&[], Vec::as_slice)
@@ -150,18 +194,17 @@ impl View {
     }
 }
 
-/// Holds the current [`View`] and tells when it changes.
-#[derive(Debug)]
-pub struct Store {
-    current: arc_swap::ArcSwap<View>,
-    changes: tokio::sync::watch::Sender<u64>,
-}
+// === impl Store ===
 
 impl Store {
     /// An empty store, for proxies of this trust domain.
     #[must_use]
-    pub fn new(_options: ambit_policy::Options) -> Arc<Self> {
-        Arc::new(Self { current: arc_swap::ArcSwap::default(), changes: tokio::sync::watch::Sender::new(0) })
+    pub fn new(options: ambit_policy::Options) -> Arc<Self> {
+        Arc::new(Self {
+            current: arc_swap::ArcSwap::default(),
+            changes: tokio::sync::watch::Sender::new(0),
+            state: Mutex::new(State::new(options)),
+        })
     }
 
     /// The current snapshot.
@@ -176,10 +219,28 @@ impl Store {
         self.changes.subscribe()
     }
 
+    /// Applies responses as one change: readers see the snapshot before all of them or after all of them.
+    ///
+    /// # Errors
+    /// Names what couldn't be read; everything else is in force.
+    pub fn apply(&self, responses: &[DeltaResponse]) -> Result<(), Nack> {
+        // A panic while applying leaves the maps usable: every response is applied name by name.
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let (view, rejected) = state.apply(responses, &self.current.load());
+        self.current.store(Arc::new(view));
+        drop(state);
+        self.changes.send_modify(|count| *count += 1);
+        if rejected.is_empty() { Ok(()) } else { Err(Nack { rejected }) }
+    }
+
     /// Applies pushes until the control plane goes away; the last snapshot stays in force after that.
     pub async fn run(self: Arc<Self>, mut receiver: ambit_xds::channel::Receiver) {
         while let Some(push) = receiver.next().await {
-            push.acknowledge(Ok(()));
+            let result = self.apply(&push.responses);
+            if let Err(nack) = &result {
+                tracing::warn!(%nack, "configuration rejected");
+            }
+            push.acknowledge(result);
         }
     }
 }

@@ -62,7 +62,7 @@ impl fmt::Debug for PolicyName {
 
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+        f.pad(match self {
             Self::Allow => "allow",
             Self::Deny => "deny",
         })

@@ -5,8 +5,10 @@
 //! What it refuses to do: decide anything, or know who emits.
 #![forbid(unsafe_code)]
 
+mod line;
 mod record;
 mod recorder;
 
+pub use line::Line;
 pub use record::{DecisionRecord, Destination, Durations, Enforcer, Source};
 pub use recorder::{MAX_QUEUED_RECORDS, Recorder, Records, recorder};

@@ -1,0 +1,188 @@
+//! Which policies are known, and the sets of them that workloads and waypoints enforce.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use ambit_api::AuthorizationPolicy;
+use ambit_policy::{Compiled, Options, compile};
+use ambit_xds::{
+    security::{Policy, Scope},
+    waypoint::BoundService,
+};
+
+use super::decode::{self, WorkloadFacts};
+
+/// The L4 policies by `namespace/name`.
+#[derive(Debug)]
+pub(super) struct Policies {
+    options: Options,
+    entries: BTreeMap<Arc<str>, Entry>,
+    global: BTreeSet<Arc<str>>,
+    by_namespace: HashMap<Arc<str>, BTreeSet<Arc<str>>>,
+    /// Compiled sets by what they were made of, so that workloads with the same policies share one.
+    cache: HashMap<SetKey, Arc<Compiled>>,
+    /// Moves with every change; names versions within this store.
+    revision: u64,
+}
+
+/// Names and revisions; a name that isn't known has none.
+type SetKey = Vec<(Arc<str>, Option<u64>)>;
+
+#[derive(Debug)]
+struct Entry {
+    scope: Reach,
+    revision: u64,
+    /// Nothing for a dry run, which never takes part in a verdict.
+    policy: Result<Option<AuthorizationPolicy>, String>,
+}
+
+/// What a policy applies to, besides the workloads that name it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Reach {
+    Everything,
+    Namespace(Arc<str>),
+    OnlyNamed,
+}
+
+/// What a change of policies touches.
+#[derive(Debug, Default)]
+pub(super) struct Touched {
+    everything: bool,
+    namespaces: BTreeSet<Arc<str>>,
+    names: BTreeSet<Arc<str>>,
+}
+
+// === impl Touched ===
+
+impl Touched {
+    fn add(&mut self, name: &Arc<str>, reach: &Reach) {
+        self.names.insert(Arc::clone(name));
+        match reach {
+            Reach::Everything => self.everything = true,
+            Reach::Namespace(namespace) => drop(self.namespaces.insert(Arc::clone(namespace))),
+            Reach::OnlyNamed => {}
+        }
+    }
+
+    /// True if the policies of this workload may have changed.
+    pub(super) fn includes(&self, workload: &WorkloadFacts) -> bool {
+        self.everything
+            || self.namespaces.contains(&workload.namespace)
+            || (!self.names.is_empty() && workload.policies.iter().any(|name| self.names.contains(name)))
+    }
+}
+
+// === impl Policies ===
+
+impl Policies {
+    pub(super) fn new(options: Options) -> Self {
+        Self {
+            options,
+            entries: BTreeMap::new(),
+            global: BTreeSet::new(),
+            by_namespace: HashMap::new(),
+            cache: HashMap::new(),
+            revision: 0,
+        }
+    }
+
+    /// Takes a policy in. What can't be read or compiled stays as a refusal of all that it may apply to.
+    pub(super) fn upsert(&mut self, name: &str, value: &[u8], touched: &mut Touched) -> Result<(), String> {
+        let facts = decode::authorization(name, value);
+        let checked = facts.policy.and_then(|policy| {
+            compile(std::slice::from_ref(&policy), &self.options).map_err(|error| error.to_string())?;
+            Ok(policy)
+        });
+        let outcome = checked.as_ref().map(|_| ()).map_err(Clone::clone);
+        let scope = self.reach(name, facts.scope);
+        self.remove(name, touched);
+        let name: Arc<str> = name.into();
+        touched.add(&name, &scope);
+        match &scope {
+            Reach::Everything => drop(self.global.insert(Arc::clone(&name))),
+            Reach::Namespace(ns) => {
+                self.by_namespace.entry(Arc::clone(ns)).or_default().insert(Arc::clone(&name));
+            }
+            Reach::OnlyNamed => {}
+        }
+        self.revision += 1;
+        let policy = checked.map(|policy| (!facts.dry_run).then_some(policy));
+        self.entries.insert(name, Entry { scope, revision: self.revision, policy });
+        outcome
+    }
+
+    /// Forgets a policy.
+    pub(super) fn remove(&mut self, name: &str, touched: &mut Touched) {
+        let Some((name, entry)) = self.entries.remove_entry(name) else { return };
+        touched.add(&name, &entry.scope);
+        match &entry.scope {
+            Reach::Everything => drop(self.global.remove(&name)),
+            Reach::Namespace(namespace) => {
+                if let Some(names) = self.by_namespace.get_mut(namespace) {
+                    names.remove(&name);
+                    if names.is_empty() {
+                        self.by_namespace.remove(namespace);
+                    }
+                }
+            }
+            Reach::OnlyNamed => {}
+        }
+    }
+
+    /// A scope that can't be read is taken as the widest that the policy could have.
+    fn reach(&self, name: &str, scope: Option<Scope>) -> Reach {
+        let namespace = name.split_once('/').map(|(namespace, _)| namespace);
+        match (scope, namespace) {
+            (Some(Scope::WorkloadSelector), _) => Reach::OnlyNamed,
+            (Some(Scope::Global), _) | (_, None) => Reach::Everything,
+            (None, Some(namespace)) if namespace == self.options.root_namespace => Reach::Everything,
+            (Some(Scope::Namespace) | None, Some(namespace)) => Reach::Namespace(namespace.into()),
+        }
+    }
+
+    /// The compiled policies of a workload: those of the mesh, of its namespace, and those it names.
+    pub(super) fn of_workload(&mut self, workload: &WorkloadFacts) -> Arc<Compiled> {
+        let mut names = self.global.clone();
+        names.extend(self.by_namespace.get(&workload.namespace).into_iter().flatten().cloned());
+        names.extend(workload.policies.iter().cloned());
+        let revision = |name: &Arc<str>| self.entries.get(name).map(|entry| entry.revision);
+        let key: SetKey = names.into_iter().map(|name| (Arc::clone(&name), revision(&name))).collect();
+        if let Some(compiled) = self.cache.get(&key) {
+            return Arc::clone(compiled);
+        }
+        let compiled = Arc::new(self.compile_set(&key));
+        self.cache.insert(key, Arc::clone(&compiled));
+        compiled
+    }
+
+    fn compile_set(&self, key: &SetKey) -> Compiled {
+        let mut policies = Vec::with_capacity(key.len());
+        for (name, _) in key {
+            match self.entries.get(name).map(|entry| &entry.policy) {
+                None => return Compiled::deny_all(&format!("policy `{name}` isn't loaded")),
+                Some(Err(reason)) => return Compiled::deny_all(&format!("policy `{name}` was rejected: {reason}")),
+                Some(Ok(None)) => {}
+                Some(Ok(Some(policy))) => policies.push(policy.clone()),
+            }
+        }
+        compile(&policies, &self.options).unwrap_or_else(|error| Compiled::deny_all(&error.to_string()))
+    }
+
+    /// Forgets compiled sets that nothing uses any more.
+    pub(super) fn forget_unused(&mut self) {
+        self.cache.retain(|_, compiled| Arc::strong_count(compiled) > 1);
+    }
+
+    /// The compiled policies of a service at its waypoint. The error says why everything is denied.
+    pub(super) fn of_service(&self, service: &BoundService) -> (Arc<Compiled>, Result<(), String>) {
+        let read = |policies: &[Policy]| policies.iter().map(decode::policy).collect::<Result<Vec<_>, _>>();
+        let compiled = read(&service.policies)
+            .and_then(|policies| compile(&policies, &self.options).map_err(|error| error.to_string()));
+        match compiled {
+            Ok(compiled) => (Arc::new(compiled), Ok(())),
+            Err(reason) => (Arc::new(Compiled::deny_all(&reason)), Err(reason)),
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! Who may connect to a port of a workload: the waypoint guard first, then the L4 policies. Pure, and the same function
+//! for a new connection and for a live one after a change.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use ambit_api::SpiffeId;
+use ambit_mesh::{
+    View,
+    view::{GuardedPort, Workload},
+};
+use ambit_policy::{ConnectionFacts, Decision, Verdict};
+use ambit_telemetry::Enforcer;
+
+/// Who asks for a connection, as far as the transport proves it, and what it claims.
+#[derive(Clone, Debug)]
+pub(crate) struct Caller {
+    /// Authenticated by TLS; nothing for plaintext.
+    pub(crate) peer: Option<SpiffeId>,
+    /// Address of the TCP peer.
+    pub(crate) address: SocketAddr,
+    /// What the peer says of the client behind it.
+    pub(crate) claims: Claims,
+}
+
+/// What a waypoint says of the client it speaks for. Worth nothing from anyone else.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Claims {
+    /// `ambit-source`.
+    pub(crate) identity: Option<SpiffeId>,
+    /// `forwarded: for=`.
+    pub(crate) address: Option<SocketAddr>,
+}
+
+/// The outcome for one connection.
+#[derive(Debug)]
+pub(crate) struct Judgement {
+    /// Which part decided.
+    pub(crate) enforcer: Enforcer,
+    /// The verdict and its reason.
+    pub(crate) decision: Decision,
+    /// The client: the caller itself, or who its waypoint speaks for.
+    pub(crate) client: Client,
+    /// A waypoint of this port is in between; it has recorded the request itself.
+    pub(crate) through_waypoint: bool,
+}
+
+/// The client that policies judge and that the application sees.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Client {
+    pub(crate) identity: Option<SpiffeId>,
+    pub(crate) address: SocketAddr,
+}
+
+/// Judges a connection of this caller to this port of this workload.
+pub(crate) fn judge(view: &View, workload: &Workload, caller: &Caller, ip: IpAddr, port: u16) -> Judgement {
+    let waypoint = caller_waypoint(view, caller);
+    let through_waypoint = waypoint.is_some_and(|waypoint| fronts(view, waypoint, workload, port));
+    let client = match through_waypoint {
+        true => Client {
+            identity: caller.claims.identity.clone().or_else(|| caller.peer.clone()),
+            address: caller.claims.address.unwrap_or(caller.address),
+        },
+        false => Client { identity: caller.peer.clone(), address: caller.address },
+    };
+    if let Some(reason) = guard(workload, waypoint, caller, port) {
+        let decision = Decision { verdict: Verdict::Deny, policy: None, rule: None, reason: reason.into() };
+        return Judgement { enforcer: Enforcer::WaypointGuard, decision, client, through_waypoint };
+    }
+    let facts = ConnectionFacts {
+        peer: client.identity.clone(),
+        source_ip: client.address.ip().to_canonical(),
+        destination_ip: ip.to_canonical(),
+        destination_port: port,
+    };
+    let decision = workload.policies.for_connection(&facts).decide_connection();
+    Judgement { enforcer: Enforcer::ZtunnelInbound, decision, client, through_waypoint }
+}
+
+/// The waypoint pod that the caller proves to be: its identity *and* its address. A key stolen from a waypoint opens
+/// nothing from elsewhere, and a pod that took over a waypoint's address has not its key.
+fn caller_waypoint<'v>(view: &'v View, caller: &Caller) -> Option<&'v Arc<Workload>> {
+    let peer = caller.peer.as_ref()?;
+    let workload = view.workload_by_ip(caller.address.ip().to_canonical())?;
+    (workload.native_tunnel && workload.identity == *peer).then_some(workload)
+}
+
+/// True if this port of the workload is guarded by, or belongs to a service bound to, this waypoint.
+fn fronts(view: &View, waypoint: &Workload, workload: &Workload, port: u16) -> bool {
+    let guards = || guards(workload, port).any(|guarded| guarded.identity == waypoint.identity);
+    let bound = || {
+        workload.services.iter().filter(|(_, ports)| ports.values().any(|target| *target == port)).any(|(key, _)| {
+            let reference = view.service(key).and_then(|service| service.waypoint.as_ref());
+            reference.is_some_and(|reference| {
+                view.endpoints(&reference.service).iter().any(|endpoint| endpoint.uid == waypoint.uid)
+            })
+        })
+    };
+    guards() || bound()
+}
+
+/// The reason why the guard refuses, if it does.
+fn guard(workload: &Workload, waypoint: Option<&Arc<Workload>>, caller: &Caller, port: u16) -> Option<String> {
+    let first = guards(workload, port).next()?;
+    if guards(workload, port).any(|guarded| waypoint.is_some_and(|waypoint| waypoint.identity == guarded.identity)) {
+        return None;
+    }
+    let GuardedPort { service, waypoint: name, .. } = first;
+    let impostor = caller.peer.as_ref().is_some_and(|peer| guards(workload, port).any(|g| g.identity == *peer));
+    Some(if impostor {
+        format!(
+            "port {port} of `{}/{}` is reachable only through waypoint `{name}`, and `{}` is not an address of it",
+            workload.namespace,
+            workload.name,
+            caller.address.ip()
+        )
+    } else {
+        format!(
+            "service `{service}` (port {port} of `{}/{}`) is reachable only through waypoint `{name}`; call the \
+             service, or label it ambit.dev/waypoint-guard: \"off\"",
+            workload.namespace, workload.name
+        )
+    })
+}
+
+fn guards(workload: &Workload, port: u16) -> impl Iterator<Item = &GuardedPort> {
+    workload.guard.iter().filter(move |guarded| guarded.port.is_none_or(|guarded| guarded == port))
+}
