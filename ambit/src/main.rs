@@ -1,1 +1,71 @@
-fn main() {}
+//! `ambit`: an ambient service mesh in one binary. This crate parses arguments, wires the rooms below into one mesh
+//! ([`local`]) and renders what they say; how anything works is theirs.
+#![forbid(unsafe_code)]
+
+mod command;
+mod local;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use command::{Failure, client, demo, echo, forward, run, status, stop, up};
+
+/// An ambient service mesh: L4 proxy, L7 waypoint, control plane, CA and capture in one binary.
+#[derive(Debug, Parser)]
+#[command(name = "ambit", version, about, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Run the mesh that these files describe, until Ctrl-C
+    Up(up::Args),
+    /// Run a program as a workload of the running mesh
+    Run(run::Args),
+    /// Open a loopback port that enters the running mesh with an identity, for a browser or curl
+    Forward(forward::Args),
+    /// Show the pods of the running mesh
+    Status(status::Args),
+    /// Stop a pod of the running mesh, to see what happens without it
+    Stop(stop::Args),
+    /// Run the MLflow example on real traffic and print its verdict table
+    Demo(demo::Args),
+    /// Serve HTTP and answer with what was asked
+    Echo(echo::Args),
+    /// Send the requests that standard input names
+    #[command(hide = true)]
+    Client(client::Args),
+    /// Say whether this machine lets this user run a mesh
+    CheckHost,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let result = match arguments.command {
+        Command::Up(args) => up::run(args),
+        Command::Run(args) => run::run(args),
+        Command::Forward(args) => forward::run(&args),
+        Command::Status(args) => status::run(&args),
+        Command::Stop(args) => stop::run(&args),
+        Command::Demo(args) => demo::run(&args),
+        Command::Echo(args) => block_on(echo::run(args)).map(|()| ExitCode::SUCCESS),
+        Command::Client(args) => block_on(client::run(args)).map(|()| ExitCode::SUCCESS),
+        Command::CheckHost => up::check_host(),
+    };
+    result.unwrap_or_else(|failure| {
+        eprintln!("error: {failure}");
+        ExitCode::FAILURE
+    })
+}
+
+/// Runs a command that needs no namespace on a runtime of one thread.
+fn block_on(task: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(format!("can't start a runtime: {error}")))?;
+    runtime.block_on(task)
+}

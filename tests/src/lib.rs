@@ -1,2 +1,11 @@
-//! Whole-mesh tests.
+//! Runs the `ambit` binary as a user would and looks at what comes out, for the whole-mesh tests in `tests/`.
+//!
+//! As root every test runs twice where it can: as root and as an ordinary user (`nobody`), because the two take
+//! different ways through the kernel.
 #![forbid(unsafe_code)]
+
+mod mesh;
+mod place;
+
+pub use mesh::{Mesh, Output, finish};
+pub use place::{Place, each_user};

@@ -5,9 +5,13 @@ pub mod demo;
 pub mod echo;
 pub mod forward;
 pub mod run;
+pub mod status;
+pub mod stop;
 pub mod up;
 
 use std::fmt;
+
+use ambit_node::control::{ControlClient, socket_path};
 
 /// Why a command failed, in words for the person who typed it.
 #[derive(Debug)]
@@ -20,6 +24,35 @@ impl Failure {
     pub fn new(message: impl Into<String>) -> Self {
         Self { message: message.into() }
     }
+}
+
+/// Which of this user's meshes a command is about.
+#[derive(Debug, clap::Args)]
+pub struct MeshArgs {
+    /// Name of the mesh, to tell several on one machine apart
+    #[arg(long, default_value = "default", value_name = "NAME", value_parser = mesh_name)]
+    mesh: String,
+}
+
+// === impl MeshArgs ===
+
+impl MeshArgs {
+    /// The name.
+    pub fn name(&self) -> &str {
+        &self.mesh
+    }
+
+    /// Connects to the running mesh.
+    pub fn connect(&self) -> Result<ControlClient, Failure> {
+        ControlClient::connect(&socket_path(&self.mesh)).map_err(|error| Failure::new(error.to_string()))
+    }
+}
+
+/// The name becomes a file name, so it is kept to what is safe there.
+fn mesh_name(text: &str) -> Result<String, String> {
+    let fits = (1..=32).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+    if fits { Ok(text.to_owned()) } else { Err("a mesh name is 1 to 32 lower-case letters, digits and `-`".to_owned()) }
 }
 
 // === impl Failure ===

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// A policy with the metadata that gives it its meaning.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,13 +28,13 @@ pub struct AuthorizationPolicySpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<WorkloadSelector>,
     /// Objects the policy is attached to, enforced by their waypoint. At most 16.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "null_as_default", skip_serializing_if = "Vec::is_empty")]
     pub target_refs: Vec<PolicyTargetReference>,
     /// The older, single form of `target_refs`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_ref: Option<PolicyTargetReference>,
     /// What a match means.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     pub action: Action,
     /// The external authorizer of a CUSTOM policy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -42,6 +42,15 @@ pub struct AuthorizationPolicySpec {
     /// Any rule that matches makes the policy match. At most 512. Absent and empty differ only in validation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rules: Option<Vec<Rule>>,
+}
+
+/// A written `null` is as good as a field that isn't written, as in Kubernetes.
+pub(crate) fn null_as_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de> + Default,
+{
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
 /// What a matching policy does.
@@ -64,7 +73,7 @@ pub enum Action {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct WorkloadSelector {
     /// All of these labels must be present with these values.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     pub match_labels: BTreeMap<String, String>,
 }
 
@@ -73,16 +82,16 @@ pub struct WorkloadSelector {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PolicyTargetReference {
     /// API group; `""` (or left out, or `core`) is the core group.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     pub group: String,
     /// Kind: Service, ServiceEntry, Gateway or GatewayClass.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     pub kind: String,
     /// Name of the object, in the policy's own namespace.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     pub name: String,
-    /// Must be empty or the policy's own: references don't cross namespaces.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
+    /// Must be empty: references don't cross namespaces.
+    #[serde(default, deserialize_with = "null_as_default", skip_serializing_if = "String::is_empty")]
     pub namespace: String,
 }
 
@@ -91,7 +100,7 @@ pub struct PolicyTargetReference {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Provider {
     /// Name of a mesh extension provider.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     pub name: String,
 }
 
@@ -115,7 +124,7 @@ pub struct Rule {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct From {
     /// The source; its fields are AND-ed, the values in one field OR-ed.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     pub source: Source,
 }
 
@@ -124,7 +133,7 @@ pub struct From {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct To {
     /// The operation; its fields are AND-ed, the values in one field OR-ed.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     pub operation: Operation,
 }
 
@@ -134,7 +143,7 @@ macro_rules! string_lists {
         #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
         #[serde(rename_all = "camelCase", deny_unknown_fields)]
         pub struct $name {
-            $($(#[$fdoc])* #[serde(default, skip_serializing_if = "Vec::is_empty")] pub $field: Vec<String>,)*
+            $($(#[$fdoc])* #[serde(default, deserialize_with = "null_as_default", skip_serializing_if = "Vec::is_empty")] pub $field: Vec<String>,)*
         }
 
         impl $name {
@@ -208,12 +217,12 @@ string_lists! {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Condition {
     /// The attribute, for example `request.headers[x-team]`.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     pub key: String,
     /// Any of these values.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "null_as_default", skip_serializing_if = "Vec::is_empty")]
     pub values: Vec<String>,
     /// None of these values.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "null_as_default", skip_serializing_if = "Vec::is_empty")]
     pub not_values: Vec<String>,
 }

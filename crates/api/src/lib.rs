@@ -7,7 +7,21 @@
 #![forbid(unsafe_code)]
 
 pub mod authorization_policy;
+pub mod codes;
+mod diagnostic;
+mod kinds;
+pub mod limits;
+mod load;
+mod object;
 pub mod spiffe;
+mod text;
+mod validate;
+mod yaml;
 
 pub use authorization_policy::AuthorizationPolicy;
+pub use diagnostic::{Diagnostic, Place, Severity, Source, render};
+pub use gateway_api::gateways::Gateway;
+pub use load::{Loaded, load, load_text};
+pub use object::{Object, ObjectRef, Origin, Resource};
 pub use spiffe::SpiffeId;
+pub use validate::validate;

@@ -6,4 +6,5 @@
 //! [`local::PodCommand`] and is told what became of them.
 #![forbid(unsafe_code)]
 
+pub mod limits;
 pub mod local;

@@ -1,10 +1,21 @@
 //! The transport: HTTP/2 CONNECT over mutual TLS 1.3, its server and its pooled client (`spec/ztunnel.md` 2 and 3).
 //!
 //! What it does: make sockets in the right network namespace with the right options ([`socket`]), terminate and open
-//! HBONE tunnels, and turn a CONNECT stream into a byte stream.
+//! HBONE tunnels, turn a CONNECT stream into a byte stream ([`Tunnel`]), and join two byte streams ([`copy`]).
 //! What it refuses to do: know what a tunnel carries, or decide who may use it.
 #![forbid(unsafe_code)]
 
+mod client;
+pub mod copy;
+mod keepalive;
+pub mod limits;
+mod pooled;
+mod server;
 pub mod socket;
+mod tunnel;
 
+pub use client::{Connect, ConnectError, Pool};
+pub use limits::Limits;
+pub use server::{AcceptError, ConnectRequest, Connection, Error, accept};
 pub use socket::{HostNetwork, Network};
+pub use tunnel::Tunnel;

@@ -6,4 +6,19 @@
 //! What it refuses to do: open sockets, or decide what an identity may do.
 #![forbid(unsafe_code)]
 
+mod ca;
+mod certificate;
+mod clock;
+pub mod limits;
+mod root;
+mod source;
+mod store;
+mod verify;
+
 pub use ambit_api::SpiffeId;
+pub use ca::{Ca, CaError};
+pub use certificate::{CertificateError, WorkloadCertificate};
+pub use clock::{Clock, SystemClock};
+pub use source::{BoxFuture, CertificateSource, IssuedChain, SourceError};
+pub use store::CertificateStore;
+pub use verify::peer_identity;

@@ -1,11 +1,20 @@
 //! The mesh model: resources in, workloads, services, waypoint bindings, policy attachments and findings out; and the
 //! lookup view that proxies keep.
 //!
-//! What it does: derive the xDS resources from the users' objects, pure and incremental, and hold on the proxies' side
-//! an immutable snapshot of them that is swapped atomically ([`view`]).
+//! What it does: derive the xDS resources from the users' objects, pure ([`derive`]) and incremental ([`Index`]), say
+//! what is wrong between objects ([`findings`]), and hold on the proxies' side an immutable snapshot of the resources
+//! that is swapped atomically ([`view`]).
 //! What it refuses to do: IO, time, Kubernetes, YAML.
 #![forbid(unsafe_code)]
 
+pub mod attachment;
+pub mod binding;
+pub mod derive;
+pub mod findings;
+mod index;
+pub mod inputs;
 pub mod view;
 
+pub use findings::Finding;
+pub use index::Index;
 pub use view::{Store, View};

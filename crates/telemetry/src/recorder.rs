@@ -49,6 +49,11 @@ impl Records {
         self.receiver.recv().await
     }
 
+    /// The next record if one is there already.
+    pub fn try_next(&mut self) -> Option<DecisionRecord> {
+        self.receiver.try_recv().ok()
+    }
+
     /// Records dropped so far because the queue was full.
     #[must_use]
     pub fn dropped(&self) -> u64 {

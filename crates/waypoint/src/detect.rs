@@ -57,11 +57,14 @@ where
     S: AsyncRead + Unpin,
 {
     let mut reader = Prefix { stream, bytes: BytesMut::new() };
-    let known = tokio::time::timeout(timeout, reader.read_until_known(|bytes| match preface(bytes) {
-        Match::Whole => Some(Spoken::Http2),
-        Match::No => Some(Spoken::Http1),
-        Match::SoFar => None,
-    }));
+    let known = tokio::time::timeout(
+        timeout,
+        reader.read_until_known(|bytes| match preface(bytes) {
+            Match::Whole => Some(Spoken::Http2),
+            Match::No => Some(Spoken::Http1),
+            Match::SoFar => None,
+        }),
+    );
     let spoken = known.await.map_err(|_elapsed| io::Error::from(io::ErrorKind::TimedOut))??;
     Ok((spoken.unwrap_or(Spoken::Http1), reader.into_stream()))
 }
@@ -158,6 +161,13 @@ impl<S: AsyncRead + Unpin> Prefix<S> {
 }
 
 // === impl Prefixed ===
+
+impl<S> Prefixed<S> {
+    /// The stream behind the bytes.
+    pub(crate) fn stream_mut(&mut self) -> &mut S {
+        &mut self.stream
+    }
+}
 
 impl<S: AsyncRead + Unpin> AsyncRead for Prefixed<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {

@@ -8,13 +8,32 @@
 
 pub mod limits;
 
+mod balance;
+mod detect;
+mod http;
+mod listener;
+mod random;
+mod record;
+mod request;
+mod respond;
+mod session;
+mod shared;
+mod tcp;
+mod tunnel;
+mod upgrade;
+mod upstream;
+
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use ambit_api::SpiffeId;
-use ambit_hbone::Network;
+use ambit_hbone::{Network, Pool, socket};
 use ambit_identity::CertificateStore;
 use ambit_mesh::Store;
 use ambit_telemetry::Recorder;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::shared::{Shared, Tasks};
 
 pub use limits::Limits;
 
@@ -34,6 +53,8 @@ pub struct Config {
     pub address: SocketAddr,
     /// HBONE port of destinations, [`HBONE_PORT`] except in tests.
     pub hbone_port: u16,
+    /// Mark of its outgoing sockets (`SO_MARK`), where the capture rules must let them pass.
+    pub mark: Option<u32>,
     /// Bounds.
     pub limits: Limits,
 }
@@ -42,6 +63,7 @@ pub struct Config {
 #[derive(Debug)]
 pub struct Waypoint {
     address: SocketAddr,
+    shared: Arc<Shared>,
 }
 
 // === impl Config ===
@@ -56,6 +78,7 @@ impl Config {
             identity,
             address,
             hbone_port: HBONE_PORT,
+            mark: None,
             limits: Limits::default(),
         }
     }
@@ -73,12 +96,31 @@ impl Waypoint {
     /// Outside of a tokio runtime.
     pub fn start(
         config: Config,
-        _network: Arc<dyn Network>,
-        _store: Arc<Store>,
-        _certificates: Arc<CertificateStore>,
-        _recorder: Recorder,
+        network: Arc<dyn Network>,
+        store: Arc<Store>,
+        certificates: Arc<CertificateStore>,
+        recorder: Recorder,
     ) -> io::Result<Self> {
-        Ok(Self { address: config.address })
+        let listener = socket::listen(&*network, config.address, &socket::ListenOptions::default())?;
+        let address = listener.local_addr()?;
+        let shared = Arc::new(Shared {
+            name: format!("{}/{}", config.namespace, config.name).into(),
+            network,
+            store,
+            pool: Pool::new(Arc::clone(&certificates), ambit_hbone::Limits::default()),
+            certificates,
+            recorder,
+            loads: Arc::default(),
+            random: random::Random::default(),
+            connections: Arc::new(Semaphore::new(config.limits.connections)),
+            tunnels: Arc::new(Semaphore::new(config.limits.tunnels)),
+            drain: CancellationToken::new(),
+            tasks: Tasks::default(),
+            config,
+        });
+        shared.tasks.spawn(listener::run(Arc::clone(&shared), listener));
+        shared.tasks.spawn(listener::prepare(Arc::clone(&shared)));
+        Ok(Self { address, shared })
     }
 
     /// Where it listens.
@@ -88,6 +130,24 @@ impl Waypoint {
     }
 
     /// Accepts nothing new, tells clients to go elsewhere, lets requests in flight end, and cuts off what is left at
-    /// the deadline.
-    pub async fn drain(self, _deadline: Duration) {}
+    /// the deadline. The listener is closed when this returns.
+    pub async fn drain(self, deadline: Duration) {
+        let tasks = &self.shared.tasks;
+        self.shared.drain.cancel();
+        tasks.tracker.close();
+        if tokio::time::timeout(deadline, tasks.tracker.wait()).await.is_err() {
+            tracing::info!(waypoint = %self.shared.name, "cutting off what didn't end within the drain's deadline");
+            tasks.stop.cancel();
+            // Cancelled tasks end at their next step; one that doesn't is not worth waiting for.
+            let _ = tokio::time::timeout(limits::STOP_TIMEOUT, tasks.tracker.wait()).await;
+        }
+    }
+}
+
+impl Drop for Waypoint {
+    fn drop(&mut self) {
+        self.shared.drain.cancel();
+        self.shared.tasks.stop.cancel();
+        self.shared.pool.close();
+    }
 }

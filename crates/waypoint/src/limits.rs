@@ -29,9 +29,6 @@ pub const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 /// [`Limits::connect_timeout`] unless told otherwise.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a new connection may take for its TLS and HTTP/2 handshake.
-pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// Bytes looked at to tell HTTP from TCP. A request line that is longer is taken for TCP, where only policies without
 /// HTTP fields allow anything.
 pub(crate) const MAX_DETECTION_BYTES: usize = 16 * 1024;
@@ -77,8 +74,11 @@ pub(crate) const MAX_DISCARDED_BODY_BYTES: usize = 64 * 1024;
 /// How long that may take.
 pub(crate) const DISCARD_TIMEOUT: Duration = Duration::from_millis(10);
 
-/// Responses with a known length up to this are not cut off when a policy changes: they are gone before it matters.
-pub(crate) const SHORT_RESPONSE_BYTES: u64 = 64 * 1024;
+/// How long the last tasks may take to notice that they were cut off.
+pub(crate) const STOP_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Bodies with a known length up to this are not cut off when a policy changes: they are gone before it matters.
+pub(crate) const SHORT_BODY_BYTES: u64 = 64 * 1024;
 
 // === impl Limits ===
 

@@ -1,6 +1,6 @@
 //! Package `istio.workload` (`spec/control-plane.md` 4.1), field numbers as on Istio's wire.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 /// The unit of workload discovery.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -114,8 +114,8 @@ pub struct Workload {
     #[prost(string, tag = "18")]
     pub cluster_id: String,
     /// Membership: `namespace/hostname` of a service to the resolved ports.
-    #[prost(map = "string, message", tag = "22")]
-    pub services: HashMap<String, PortList>,
+    #[prost(btree_map = "string, message", tag = "22")]
+    pub services: BTreeMap<String, PortList>,
     /// Named extensions.
     #[prost(message, repeated, tag = "26")]
     pub extensions: Vec<Extension>,

@@ -11,8 +11,10 @@ use ambit_mesh::{
     View,
     view::{GuardedPort, Workload},
 };
-use ambit_policy::{ConnectionFacts, Decision, Verdict};
+use ambit_policy::{ConnectionFacts, Decision};
 use ambit_telemetry::Enforcer;
+
+use crate::record::deny;
 
 /// Who asks for a connection, as far as the transport proves it, and what it claims.
 #[derive(Clone, Debug)]
@@ -21,8 +23,8 @@ pub(crate) struct Caller {
     pub(crate) peer: Option<SpiffeId>,
     /// Address of the TCP peer.
     pub(crate) address: SocketAddr,
-    /// What the peer says of the client behind it.
-    pub(crate) claims: Claims,
+    /// What the peer says of the client behind it; nothing if that can't be read.
+    pub(crate) claims: Option<Claims>,
 }
 
 /// What a waypoint says of the client it speaks for. Worth nothing from anyone else.
@@ -58,16 +60,20 @@ pub(crate) struct Client {
 pub(crate) fn judge(view: &View, workload: &Workload, caller: &Caller, ip: IpAddr, port: u16) -> Judgement {
     let waypoint = caller_waypoint(view, caller);
     let through_waypoint = waypoint.is_some_and(|waypoint| fronts(view, waypoint, workload, port));
-    let client = match through_waypoint {
-        true => Client {
-            identity: caller.claims.identity.clone().or_else(|| caller.peer.clone()),
-            address: caller.claims.address.unwrap_or(caller.address),
+    let client = match &caller.claims {
+        Some(claims) if through_waypoint => Client {
+            identity: claims.identity.clone().or_else(|| caller.peer.clone()),
+            address: claims.address.unwrap_or(caller.address),
         },
-        false => Client { identity: caller.peer.clone(), address: caller.address },
+        _ => Client { identity: caller.peer.clone(), address: caller.address },
     };
     if let Some(reason) = guard(workload, waypoint, caller, port) {
-        let decision = Decision { verdict: Verdict::Deny, policy: None, rule: None, reason: reason.into() };
+        let decision = deny(reason);
         return Judgement { enforcer: Enforcer::WaypointGuard, decision, client, through_waypoint };
+    }
+    if through_waypoint && caller.claims.is_none() {
+        let decision = deny("what the waypoint says of its client (`ambit-source`, `forwarded`) can't be read");
+        return Judgement { enforcer: Enforcer::ZtunnelInbound, decision, client, through_waypoint };
     }
     let facts = ConnectionFacts {
         peer: client.identity.clone(),

@@ -11,7 +11,9 @@ pub(crate) const WORKLOAD_WAIT: Duration = Duration::from_secs(5);
 /// Pause after a failed `accept` (no descriptors left), so the loop doesn't spin.
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 /// Connections the kernel queues for one listener.
-pub(crate) const LISTEN_BACKLOG: u32 = 1024;
+pub(crate) const LISTEN_BACKLOG: i32 = 1024;
+/// How long tasks may take to end after they were told to end now.
+pub(crate) const STOP_WAIT: Duration = Duration::from_millis(250);
 /// Longest DNS query accepted, in bytes.
 pub(crate) const MAX_DNS_QUERY_BYTES: usize = 4096;
 /// Largest DNS answer sent over UDP, whatever the client says it can take (avoids fragments).

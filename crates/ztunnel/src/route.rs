@@ -78,8 +78,8 @@ pub(crate) struct Refusal {
 pub(crate) fn route(view: &View, ranges: Ranges, source: Source, destination: SocketAddr) -> Route {
     let ip = destination.ip().to_canonical();
     let destination = SocketAddr::new(ip, destination.port());
-    if ip.is_loopback() || (ip == source.ip && PROXY_PORTS.contains(&destination.port())) {
-        return refuse(format!("`{destination}` is the pod's own node proxy or loopback, not a destination"));
+    if (ip.is_loopback() || ip == source.ip) && PROXY_PORTS.contains(&destination.port()) {
+        return refuse(format!("`{destination}` is the pod's own node proxy, not a destination"));
     }
     if let Some(workload) = view.workload_by_ip(ip) {
         let hops = vec![hop(workload, ip, destination.port(), source)];
@@ -165,7 +165,7 @@ fn address_of(workload: &Workload, family: IpAddr) -> Option<IpAddr> {
     workload.addresses.iter().find(same).or(workload.addresses.first()).copied()
 }
 
-/// Unspecified addresses mean the host itself, so they are as closed as loopback.
+/// Loopback would be the host's, and unspecified addresses mean the host itself: both are closed to pods.
 fn is_host_reachable(ip: IpAddr) -> bool {
     let broadcast = matches!(ip, IpAddr::V4(ip) if ip.is_broadcast() || ip.octets()[0] == 0);
     !(ip.is_unspecified() || ip.is_multicast() || ip.is_loopback() || broadcast)

@@ -50,7 +50,9 @@ pub(super) struct WorkloadFacts {
 pub(super) fn address(name: &str, value: &[u8]) -> Result<Address, String> {
     let message = wire::Address::decode(value).map_err(|error| format!("not an address: {error}"))?;
     match message.r#type {
-        Some(address::Type::Workload(workload)) if workload.uid == name => self::workload(workload).map(Address::Workload),
+        Some(address::Type::Workload(workload)) if workload.uid == name => {
+            self::workload(workload).map(Address::Workload)
+        }
         Some(address::Type::Service(service)) if format!("{}/{}", service.namespace, service.hostname) == name => {
             self::service(service).map(Address::Service)
         }
@@ -106,10 +108,7 @@ fn service(message: wire::Service) -> Result<Service, String> {
 fn waypoint_ref(address: &wire::GatewayAddress) -> Result<WaypointRef, String> {
     match &address.destination {
         Some(Destination::Hostname(name)) => Ok(WaypointRef {
-            service: ServiceKey {
-                namespace: name.namespace.as_str().into(),
-                hostname: name.hostname.as_str().into(),
-            },
+            service: ServiceKey { namespace: name.namespace.as_str().into(), hostname: name.hostname.as_str().into() },
             hbone_port: port(address.hbone_mtls_port)?,
         }),
         _ => Err("its waypoint isn't named by hostname".into()),
@@ -167,7 +166,11 @@ fn ip(bytes: &[u8]) -> Result<IpAddr, String> {
 }
 
 fn bounded(what: &str, length: usize) -> Result<(), String> {
-    if length <= MAX_LIST_ENTRIES { Ok(()) } else { Err(format!("{length} {what}, at most {MAX_LIST_ENTRIES} are read")) }
+    if length <= MAX_LIST_ENTRIES {
+        Ok(())
+    } else {
+        Err(format!("{length} {what}, at most {MAX_LIST_ENTRIES} are read"))
+    }
 }
 
 fn or_default<'a>(text: &'a str, default: &'a str) -> &'a str {

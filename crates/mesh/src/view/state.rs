@@ -1,7 +1,7 @@
 //! What the proxy was told, and the view built from it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     net::IpAddr,
     sync::Arc,
 };
@@ -19,6 +19,8 @@ use super::{
     policies::{Policies, Touched},
 };
 
+/// Addresses (workloads and services together) one store holds.
+const MAX_ADDRESSES: usize = 200_000;
 /// Hostname of the waypoint that a rejected service is given: it resolves to nothing, so connections fail.
 const REJECTED: &str = "configuration-rejected.invalid";
 
@@ -104,7 +106,9 @@ impl State {
             }
         }
         for resource in &response.resources {
+            let full = self.workloads.len() + self.services.len() >= MAX_ADDRESSES;
             let outcome = decode::address(&resource.name, &resource.value).and_then(|address| match address {
+                _ if full && !self.knows(&resource.name) => Err(format!("more than {MAX_ADDRESSES} addresses")),
                 Address::Workload(facts) => self.put_workload(facts),
                 Address::Service(service) => {
                     self.services.insert(resource.name.as_str().into(), Arc::new(service));
@@ -116,6 +120,10 @@ impl State {
                 rejected.push((resource.name.clone(), reason));
             }
         }
+    }
+
+    fn knows(&self, name: &str) -> bool {
+        self.workloads.contains_key(name) || self.services.contains_key(name)
     }
 
     fn put_workload(&mut self, facts: WorkloadFacts) -> Result<(), String> {
@@ -185,10 +193,8 @@ impl State {
         let mut compiled = HashMap::new();
         let mut reasons = Vec::new();
         for service in bundle.services {
-            let key = ServiceKey {
-                namespace: service.namespace.as_str().into(),
-                hostname: service.hostname.as_str().into(),
-            };
+            let key =
+                ServiceKey { namespace: service.namespace.as_str().into(), hostname: service.hostname.as_str().into() };
             let unchanged = previous.as_ref().filter(|entry| entry.services.get(&key) == Some(&service));
             let set = unchanged.and_then(|entry| entry.built.services.get(&key)).cloned().unwrap_or_else(|| {
                 let (set, outcome) = self.policies.of_service(&service);

@@ -1,0 +1,128 @@
+//! Where decision records go: a line for people, and the access log.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, BufWriter, Write},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use ambit_telemetry::{DecisionRecord, Line, Records};
+
+use crate::command::Failure;
+
+/// How often the number of dropped records is looked at.
+const DROP_REPORT_PERIOD: Duration = Duration::from_secs(5);
+/// Records written before others get their turn.
+const MAX_BATCH: usize = 256;
+
+/// The access log's place.
+#[derive(Clone, Debug)]
+pub enum AccessLog {
+    /// Standard output, in place of the lines for people.
+    Stdout,
+    /// A file, appended to.
+    File(PathBuf),
+}
+
+/// Writes records until told to stop.
+#[derive(Debug)]
+pub struct Writer {
+    log: Option<BufWriter<File>>,
+    json_on_stdout: bool,
+    failing: bool,
+}
+
+// === impl AccessLog ===
+
+impl std::str::FromStr for AccessLog {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(if text == "-" { Self::Stdout } else { Self::File(PathBuf::from(text)) })
+    }
+}
+
+// === impl Writer ===
+
+impl Writer {
+    /// Opens the access log, if any. A new file is for its owner only: records tell who calls what.
+    pub fn open(access_log: Option<&AccessLog>) -> Result<Self, Failure> {
+        let (log, json_on_stdout) = match access_log {
+            None => (None, false),
+            Some(AccessLog::Stdout) => (None, true),
+            Some(AccessLog::File(path)) => (Some(BufWriter::new(open(path)?)), false),
+        };
+        Ok(Self { log, json_on_stdout, failing: false })
+    }
+
+    /// Takes records until their source ends.
+    pub async fn run(mut self, mut records: Records) {
+        let mut dropped = 0;
+        let mut report = tokio::time::interval(DROP_REPORT_PERIOD);
+        loop {
+            tokio::select! {
+                record = records.next() => match record {
+                    Some(record) => {
+                        self.write(&record);
+                        for _ in 1..MAX_BATCH {
+                            match records.try_next() {
+                                Some(record) => self.write(&record),
+                                None => break,
+                            }
+                        }
+                        self.flush();
+                    }
+                    None => return,
+                },
+                _ = report.tick() => {
+                    let now = records.dropped();
+                    if now > dropped {
+                        eprintln!("warning: {} decision records were dropped: they come faster than they can be written", now - dropped);
+                        dropped = now;
+                    }
+                }
+            }
+        }
+    }
+
+    fn write(&mut self, record: &DecisionRecord) {
+        if self.json_on_stdout {
+            if let Ok(json) = serde_json::to_string(record) {
+                super::print_line(&json);
+            }
+        } else {
+            super::print_line(&Line(record).to_string());
+        }
+        let Some(log) = &mut self.log else { return };
+        let result = serde_json::to_writer(&mut *log, record).map_err(io::Error::from).and_then(|()| log.write_all(b"\n"));
+        self.tell(result);
+    }
+
+    fn flush(&mut self) {
+        let result = self.log.as_mut().map_or(Ok(()), BufWriter::flush);
+        self.tell(result);
+    }
+
+    /// A full disk must not stop traffic, and must not go unseen: it is said once per spell.
+    fn tell(&mut self, result: io::Result<()>) {
+        match result {
+            Ok(()) => self.failing = false,
+            Err(error) if !self.failing => {
+                self.failing = true;
+                eprintln!("warning: the access log can't be written ({error}); its records are lost until it can");
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+fn open(path: &Path) -> Result<File, Failure> {
+    use std::os::unix::fs::OpenOptionsExt;
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(|error| Failure::new(format!("can't open the access log `{}`: {error}", path.display())))
+}

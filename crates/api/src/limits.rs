@@ -1,0 +1,31 @@
+//! Bounds on what the loader reads. A user's folder is small; whatever is beyond these is a mistake or an attack.
+
+/// Largest file read, in bytes.
+pub const MAX_FILE_BYTES: usize = 4 * 1024 * 1024;
+
+/// Most files read by one [`crate::load`].
+pub const MAX_FILES: usize = 4096;
+
+/// Most folder entries looked at by one [`crate::load`].
+pub const MAX_FOLDER_ENTRIES: usize = 65_536;
+
+/// Deepest folder below a given path.
+pub const MAX_FOLDER_DEPTH: usize = 16;
+
+/// Most documents in one file.
+pub const MAX_DOCUMENTS: usize = 10_000;
+
+/// Deepest nesting of mappings and sequences in a document.
+pub const MAX_NESTING: usize = 64;
+
+/// Most values (scalars, sequences, mappings) in one file, expanded aliases counted.
+pub const MAX_NODES: usize = 500_000;
+
+/// Most objects in one file, the items of a `List` counted one by one.
+pub const MAX_OBJECTS_PER_FILE: usize = 10_000;
+
+/// Most diagnostics of reading one file, and of one [`crate::validate`]. Past it, only a first error is added.
+pub const MAX_DIAGNOSTICS: usize = 1000;
+
+/// Longest quotation of a user's value in a message, in bytes.
+pub const MAX_QUOTED_BYTES: usize = 128;

@@ -1,0 +1,89 @@
+//! AuthorizationPolicy: Istio's own validation (`spec/authorization.md` 2.11; rows by number), and values that can never
+//! match (2.12). Rows 12, 15 and the "nil" halves of 16, 17, 24 and 25 are wrong types, found when loading.
+
+mod attachment;
+mod condition;
+mod path;
+mod rule;
+mod values;
+
+use super::Check;
+use crate::{AuthorizationPolicy, authorization_policy::Action, codes, text::quoted};
+
+/// Most rules in a policy, and most entries of `from` and `to` (2.1).
+const MAX_ENTRIES: usize = 512;
+
+/// The annotation that makes a policy report without enforcing.
+const DRY_RUN: &str = "istio.io/dry-run";
+
+/// Checks a whole policy.
+pub(super) fn check(check: &mut Check<'_>, policy: &AuthorizationPolicy) {
+    attachment::check(check, policy);
+    check_dry_run(check, policy);
+    check_action(check, policy);
+    let rules = policy.spec.rules.as_deref().unwrap_or_default();
+    at_most(check, "spec.rules", rules.len(), MAX_ENTRIES);
+    for (index, rule) in rules.iter().enumerate() {
+        rule::check(check, policy.spec.action, &format!("spec.rules[{index}]"), rule);
+    }
+}
+
+/// What a list of values is checked as.
+#[derive(Clone)]
+struct List<'a> {
+    /// Its field, for example `spec.rules[0].to[0].operation.paths`.
+    field: String,
+    values: &'a [String],
+}
+
+impl List<'_> {
+    fn each(&self) -> impl Iterator<Item = (String, &str)> {
+        self.values.iter().enumerate().map(|(index, value)| (format!("{}[{index}]", self.field), value.as_str()))
+    }
+}
+
+fn at_most(check: &mut Check<'_>, field: &str, found: usize, most: usize) {
+    if found > most {
+        let message = format!("{found} entries are more than the {most} allowed");
+        check.error(codes::TOO_MANY, field, message, "split the policy");
+    }
+}
+
+/// The words that Go's `ParseBool` takes.
+fn check_dry_run(check: &mut Check<'_>, policy: &AuthorizationPolicy) {
+    let Some(value) = policy.annotations.get(DRY_RUN) else { return };
+    let words = ["1", "t", "T", "TRUE", "true", "True", "0", "f", "F", "FALSE", "false", "False"];
+    if !words.contains(&value.as_str()) {
+        check.error(
+            codes::BAD_DRY_RUN,
+            &format!("metadata.annotations[{DRY_RUN}]"),
+            format!("`{}` is not a boolean", quoted(value)),
+            "write \"true\" or \"false\"",
+        );
+    }
+}
+
+/// Rows 8, 9, 13 and 14.
+fn check_action(check: &mut Check<'_>, policy: &AuthorizationPolicy) {
+    let spec = &policy.spec;
+    let provider = spec.provider.as_ref();
+    match spec.action {
+        Action::Custom if spec.rules.is_none() => {
+            let help = "add `rules`; `rules: [{}]` asks the provider about everything";
+            check.error(codes::ACTION_WITHOUT_RULES, "spec.action", "CUSTOM without `rules` does nothing", help);
+        }
+        Action::Custom if provider.is_none_or(|provider| provider.name.is_empty()) => {
+            let message = "CUSTOM needs `provider.name`";
+            check.error(codes::CUSTOM_WITHOUT_PROVIDER, "spec.provider.name", message, "name the provider to ask");
+        }
+        Action::Deny if spec.rules.is_none() => {
+            let help = "add `rules`; `rules: [{}]` denies everything";
+            check.error(codes::ACTION_WITHOUT_RULES, "spec.action", "DENY without `rules` does nothing", help);
+        }
+        _ => {}
+    }
+    if spec.action != Action::Custom && provider.is_some() {
+        let help = "remove it, or write `action: CUSTOM`";
+        check.error(codes::PROVIDER_WITHOUT_CUSTOM, "spec.provider", "`provider` is only for CUSTOM", help);
+    }
+}

@@ -1,0 +1,150 @@
+//! A rule's sources and operations (rows 10, 16 to 26 and 33).
+
+use super::{List, MAX_ENTRIES, at_most, condition, path, values};
+use crate::{
+    authorization_policy::{Action, Operation, Rule, Source},
+    codes,
+    validate::Check,
+};
+
+/// Checks one rule; `field` is its own.
+pub(super) fn check(check: &mut Check<'_>, action: Action, field: &str, rule: &Rule) {
+    if let Some(from) = &rule.from {
+        let field = format!("{field}.from");
+        if from.is_empty() {
+            let help = "remove `from` for any source, or add one";
+            check.error(codes::EMPTY_FROM, &field, "`from` is empty", help);
+        }
+        at_most(check, &field, from.len(), MAX_ENTRIES);
+        for (index, entry) in from.iter().enumerate() {
+            check_source(check, action, &format!("{field}[{index}].source"), &entry.source);
+        }
+    }
+    if let Some(to) = &rule.to {
+        let field = format!("{field}.to");
+        if to.is_empty() {
+            check.error(codes::EMPTY_TO, &field, "`to` is empty", "remove `to` for any operation, or add one");
+        }
+        at_most(check, &field, to.len(), MAX_ENTRIES);
+        for (index, entry) in to.iter().enumerate() {
+            check_operation(check, &format!("{field}[{index}].operation"), &entry.operation);
+        }
+    }
+    for (index, when) in rule.when.iter().flatten().enumerate() {
+        condition::check(check, action, &format!("{field}.when[{index}]"), when);
+    }
+    if action == Action::Deny {
+        check_tcp_reach(check, field, rule);
+    }
+}
+
+fn check_source(check: &mut Check<'_>, action: Action, field: &str, source: &Source) {
+    if source.is_empty() {
+        let help = "a source without fields would mean anyone; leave `from` out to say so, or add `principals`";
+        check.error(codes::EMPTY_SOURCE, field, "`source` has no field with a value", help);
+        return;
+    }
+    let list = |name: &str, values| List { field: format!("{field}.{name}"), values };
+    let principals = [list("principals", &source.principals), list("notPrincipals", &source.not_principals)];
+    let request_principals = [
+        list("requestPrincipals", &source.request_principals),
+        list("notRequestPrincipals", &source.not_request_principals),
+    ];
+    let namespaces = [list("namespaces", &source.namespaces), list("notNamespaces", &source.not_namespaces)];
+    let accounts =
+        [list("serviceAccounts", &source.service_accounts), list("notServiceAccounts", &source.not_service_accounts)];
+    let domains = [list("trustDomains", &source.trust_domains), list("notTrustDomains", &source.not_trust_domains)];
+    let addresses = [
+        list("ipBlocks", &source.ip_blocks),
+        list("notIpBlocks", &source.not_ip_blocks),
+        list("remoteIpBlocks", &source.remote_ip_blocks),
+        list("notRemoteIpBlocks", &source.not_remote_ip_blocks),
+    ];
+    let all = [&principals[..], &request_principals, &namespaces, &accounts, &domains, &addresses].concat();
+    check_written_empty(check, &all);
+    if action == Action::Custom {
+        let unsupported = [&principals[..], &request_principals, &namespaces, &accounts, &domains].concat();
+        for list in unsupported.iter().filter(|list| !list.values.is_empty()) {
+            let name = list.field.rsplit('.').next().unwrap_or_default();
+            let message = format!("`{name}` is not supported with CUSTOM");
+            check.error(codes::CUSTOM_UNSUPPORTED, &list.field, message, "let the provider decide on identities");
+        }
+    }
+    let used = |lists: &[List<'_>]| lists.iter().any(|list| !list.values.is_empty());
+    if used(&accounts) && (used(&principals) || used(&namespaces)) {
+        let message = "`serviceAccounts` can't be combined with `principals` or `namespaces`";
+        let help = "keep one of them, or write two entries of `from`";
+        check.error(
+            codes::ACCOUNTS_WITH_PRINCIPALS,
+            &accounts[usize::from(accounts[0].values.is_empty())].field,
+            message,
+            help,
+        );
+    }
+    principals.iter().for_each(|list| values::check_principals(check, list));
+    request_principals.iter().for_each(|list| values::check_not_empty(check, list));
+    namespaces.iter().for_each(|list| values::check_namespaces(check, list));
+    accounts.iter().for_each(|list| values::check_service_accounts(check, list));
+    domains.iter().for_each(|list| values::check_trust_domains(check, list, false));
+    addresses.iter().for_each(|list| values::check_addresses(check, list));
+}
+
+fn check_operation(check: &mut Check<'_>, field: &str, operation: &Operation) {
+    if operation.is_empty() {
+        let help = "an operation without fields would mean any; leave `to` out to say so, or add `methods` or `paths`";
+        check.error(codes::EMPTY_OPERATION, field, "`operation` has no field with a value", help);
+        return;
+    }
+    let list = |name: &str, values| List { field: format!("{field}.{name}"), values };
+    let hosts = [list("hosts", &operation.hosts), list("notHosts", &operation.not_hosts)];
+    let ports = [list("ports", &operation.ports), list("notPorts", &operation.not_ports)];
+    let methods = [list("methods", &operation.methods), list("notMethods", &operation.not_methods)];
+    let paths = [list("paths", &operation.paths), list("notPaths", &operation.not_paths)];
+    check_written_empty(check, &[&hosts[..], &ports, &methods, &paths].concat());
+    hosts.iter().for_each(|list| values::check_hosts(check, list));
+    ports.iter().for_each(|list| values::check_ports(check, list));
+    methods.iter().for_each(|list| values::check_methods(check, list));
+    paths.iter().for_each(|list| path::check(check, list));
+}
+
+/// `principals: []` reads like "nobody" and means "anybody".
+fn check_written_empty(check: &mut Check<'_>, lists: &[List<'_>]) {
+    for list in lists.iter().filter(|list| list.values.is_empty() && check.origin.is_written(&list.field)) {
+        let name = list.field.rsplit('.').next().unwrap_or_default();
+        let message = format!("`{name}` without values is as if it weren't there");
+        check.warning(codes::SUSPICIOUS_VALUE, &list.field, message, "add values, or remove it");
+    }
+}
+
+/// Row 33: on a TCP port the fields of HTTP can't be seen, and a DENY falls on what remains of the rule.
+fn check_tcp_reach(check: &mut Check<'_>, field: &str, rule: &Rule) {
+    let seen_at_tcp = |source: &Source| {
+        [
+            &source.principals,
+            &source.not_principals,
+            &source.namespaces,
+            &source.not_namespaces,
+            &source.service_accounts,
+            &source.not_service_accounts,
+            &source.ip_blocks,
+            &source.not_ip_blocks,
+        ]
+        .iter()
+        .any(|values| !values.is_empty())
+    };
+    let blind_source = match (&rule.from, &rule.to) {
+        (Some(from), None) => from.iter().position(|entry| !seen_at_tcp(&entry.source)),
+        _ => None,
+    };
+    let portless = rule.to.as_ref().and_then(|to| {
+        to.iter().position(|entry| entry.operation.ports.is_empty() && entry.operation.not_ports.is_empty())
+    });
+    let place = match (blind_source, portless) {
+        (Some(index), _) => format!("{field}.from[{index}]"),
+        (None, Some(index)) => format!("{field}.to[{index}]"),
+        (None, None) => return,
+    };
+    let message =
+        "on TCP ports, where HTTP can't be seen, this DENY falls on everything that the rest of the rule matches";
+    check.warning(codes::DENIES_ALL_TCP, &place, message, "add the `ports` that are meant to `to.operation`");
+}

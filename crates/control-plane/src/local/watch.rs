@@ -1,0 +1,168 @@
+//! Notices edits of the user's files.
+
+use std::{
+    collections::BTreeSet,
+    ffi::OsString,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use notify::{
+    Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher,
+    event::{AccessKind, AccessMode, CreateKind, ModifyKind},
+};
+use tokio::sync::Notify;
+
+/// Time without an event after which an edit counts as finished.
+const QUIET: Duration = Duration::from_millis(10);
+/// Time after which edits are taken up even while more come or a file is still open for writing.
+const AT_MOST: Duration = Duration::from_millis(50);
+
+/// A watch on files and folders; ends when dropped.
+#[derive(Debug)]
+pub(super) struct Watch {
+    edited: Arc<Notify>,
+    settling: tokio::task::JoinHandle<()>,
+    _watcher: RecommendedWatcher,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    changed: Notify,
+    /// Between the first write and the closing of a file.
+    writing: AtomicBool,
+}
+
+/// What is watched.
+#[derive(Debug, Default)]
+struct Targets {
+    /// Files by folder and name, so that an editor may replace them.
+    files: BTreeSet<(PathBuf, OsString)>,
+    folders: Vec<PathBuf>,
+}
+
+// === impl Watch ===
+
+impl Watch {
+    /// Watches the paths as they are now; a folder with all that is and will be in it.
+    ///
+    /// # Errors
+    /// When the kernel refuses, usually for `fs.inotify.max_user_watches` or `max_user_instances`.
+    pub(super) fn new(paths: &[PathBuf]) -> notify::Result<Self> {
+        let targets = Targets::of(paths);
+        let state = Arc::new(State::default());
+        let folders: BTreeSet<_> = targets.files.iter().map(|(folder, _)| folder.clone()).collect();
+        let recursive = targets.folders.clone();
+        let of_events = Arc::clone(&state);
+        let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| match event {
+            Ok(event) => of_events.take(&event, &targets),
+            // What was missed isn't known; reading again finds out.
+            Err(_) => of_events.changed.notify_one(),
+        })?;
+        for folder in folders {
+            watcher.watch(&folder, RecursiveMode::NonRecursive)?;
+        }
+        for folder in recursive {
+            watcher.watch(&folder, RecursiveMode::Recursive)?;
+        }
+        let edited = Arc::new(Notify::new());
+        let told = Arc::clone(&edited);
+        let settling = tokio::spawn(async move {
+            loop {
+                state.settled().await;
+                told.notify_one();
+            }
+        });
+        Ok(Self { edited, settling, _watcher: watcher })
+    }
+
+    /// Waits for the end of an edit. Edits that end while nobody waits are told to the next who does, as one.
+    pub(super) async fn edited(&self) {
+        self.edited.notified().await;
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.settling.abort();
+    }
+}
+
+// === impl State ===
+
+impl State {
+    /// Waits for an edit and its end.
+    async fn settled(&self) {
+        self.changed.notified().await;
+        let started = tokio::time::Instant::now();
+        while started.elapsed() < AT_MOST {
+            let more = tokio::time::timeout(QUIET, self.changed.notified()).await.is_ok();
+            if !more && !self.writing.load(Ordering::Acquire) {
+                break;
+            }
+        }
+        self.writing.store(false, Ordering::Release);
+    }
+
+    fn take(&self, event: &Event, targets: &Targets) {
+        if event.need_rescan() {
+            return self.changed.notify_one();
+        }
+        let closed = event.kind == EventKind::Access(AccessKind::Close(AccessMode::Write));
+        // Reading the files is access too; it must not make them be read again.
+        if (matches!(event.kind, EventKind::Access(_)) && !closed) || !targets.concern(event) {
+            return;
+        }
+        let writes = matches!(event.kind, EventKind::Modify(ModifyKind::Data(_)) | EventKind::Create(CreateKind::File));
+        self.writing.store(writes, Ordering::Release);
+        self.changed.notify_one();
+    }
+}
+
+// === impl Targets ===
+
+impl Targets {
+    fn of(paths: &[PathBuf]) -> Self {
+        let mut targets = Self::default();
+        for path in paths {
+            // A link is watched at both ends.
+            for path in [Some(path.clone()), path.canonicalize().ok()].into_iter().flatten() {
+                if path.is_dir() {
+                    targets.folders.push(path);
+                } else if let Some(name) = path.file_name() {
+                    let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+                    targets.files.insert((folder.unwrap_or(Path::new(".")).to_owned(), name.to_owned()));
+                }
+            }
+        }
+        targets.folders.sort();
+        targets.folders.dedup();
+        targets
+    }
+
+    fn concern(&self, event: &Event) -> bool {
+        event.paths.iter().any(|path| self.is_file(path) || self.is_in_folder(path, event.kind))
+    }
+
+    fn is_file(&self, path: &Path) -> bool {
+        let name = path.file_name();
+        self.files.iter().any(|(folder, file)| {
+            name == Some(file) && path.parent().is_some_and(|parent| parent == folder || parent.as_os_str().is_empty())
+        })
+    }
+
+    fn is_in_folder(&self, path: &Path, kind: EventKind) -> bool {
+        if !self.folders.iter().any(|folder| path.starts_with(folder)) {
+            return false;
+        }
+        let manifest = path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml");
+        // A folder may come, go or be renamed with manifests in it. Logs and the like in the same place are no edit.
+        let moved =
+            matches!(kind, EventKind::Create(_) | EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_)));
+        manifest || (moved && path.extension().is_none())
+    }
+}

@@ -1,0 +1,377 @@
+//! From the users' objects to the resources that proxies are sent (`spec/control-plane.md` 4.3 to 4.5,
+//! `spec/authorization.md` 2.7): pure, one function per resource.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    hash::Hasher,
+    net::IpAddr,
+};
+
+use ambit_api::{AuthorizationPolicy, authorization_policy::Action as PolicyAction};
+use ambit_xds::{
+    ADDRESS_TYPE, AUTHORIZATION_TYPE, Resource, WAYPOINT_TYPE,
+    security::{self, Authorization, POLICY_EXTENSION, POLICY_TYPE, Scope},
+    waypoint::{BoundService, Bundle},
+    workload::{
+        self as wire, Address, Any, Extension, GatewayAddress, NamespacedHostname, NetworkAddress, PortList,
+        TunnelProtocol, WAYPOINT_GUARD_EXTENSION, WAYPOINT_GUARD_TYPE, WaypointGuard, WorkloadStatus, WorkloadType,
+        address, gateway_address::Destination,
+    },
+};
+use prost::Message;
+
+use crate::{
+    attachment::{self, policies_for_service},
+    binding::{self, Binding, GUARD_OFF, WAYPOINT_GUARD},
+    inputs::{HBONE_PORT, Inputs, Labels, NamespacedName, Pod, Policy, Service, TargetPort},
+};
+
+/// Label that puts pods into the mesh: on a Namespace or a pod.
+pub const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
+/// Value of [`DATAPLANE_MODE`] that puts pods in.
+pub const AMBIENT: &str = "ambient";
+/// Value of [`DATAPLANE_MODE`] that keeps a pod out.
+pub const NOT_IN_MESH: &str = "none";
+/// Annotation that makes a policy take no part in verdicts.
+pub const DRY_RUN: &str = "istio.io/dry-run";
+/// Trust domain and service account that the wire leaves out.
+const ELIDED_TRUST_DOMAIN: &str = "cluster.local";
+const ELIDED_SERVICE_ACCOUNT: &str = "default";
+
+/// Resources by type URL and name.
+pub type Resources = BTreeMap<(&'static str, String), Resource>;
+
+/// Every resource of the mesh, from scratch.
+#[must_use]
+pub fn derive(inputs: &Inputs) -> Resources {
+    let mut resources = Resources::new();
+    let mut add = |kind, resource: Option<Resource>| {
+        if let Some(resource) = resource {
+            resources.insert((kind, resource.name.clone()), resource);
+        }
+    };
+    for (_, policy) in inputs.policies() {
+        add(AUTHORIZATION_TYPE, authorization(inputs, policy));
+    }
+    for name in inputs.gateways.keys() {
+        add(WAYPOINT_TYPE, bundle(inputs, name));
+        add(ADDRESS_TYPE, waypoint_service(inputs, name));
+    }
+    for name in inputs.services.keys() {
+        add(ADDRESS_TYPE, service(inputs, name));
+    }
+    for name in inputs.pods.keys() {
+        add(ADDRESS_TYPE, workload(inputs, name));
+    }
+    resources
+}
+
+/// The L4 form of a policy: nothing for one with target references, which waypoints enforce, and for AUDIT, CUSTOM and
+/// dry runs, which node proxies don't (findings say so).
+pub(crate) fn authorization(inputs: &Inputs, policy: &Policy) -> Option<Resource> {
+    let object = policy.get();
+    let action = match object.spec.action {
+        _ if attachment::references(object).next().is_some() || is_dry_run(object) == Some(true) => return None,
+        PolicyAction::Allow => security::Action::Allow,
+        PolicyAction::Deny => security::Action::Deny,
+        PolicyAction::Audit | PolicyAction::Custom => return None,
+    };
+    let message = Authorization {
+        name: object.name.clone(),
+        namespace: object.namespace.clone(),
+        scope: scope(inputs, object) as i32,
+        action: action as i32,
+        dry_run: false,
+        extensions: vec![extension(POLICY_EXTENSION, POLICY_TYPE, &on_the_wire(policy))],
+    };
+    Some(resource(format!("{}/{}", object.namespace, object.name), &message))
+}
+
+/// Whether a policy asks to be a dry run; nothing if its annotation isn't a boolean word.
+pub(crate) fn is_dry_run(policy: &AuthorizationPolicy) -> Option<bool> {
+    match policy.annotations.get(DRY_RUN).map(String::as_str) {
+        None => Some(false),
+        Some("1" | "t" | "T" | "true" | "TRUE" | "True") => Some(true),
+        Some("0" | "f" | "F" | "false" | "FALSE" | "False") => Some(false),
+        Some(_) => None,
+    }
+}
+
+fn scope(inputs: &Inputs, policy: &AuthorizationPolicy) -> Scope {
+    match &policy.spec.selector {
+        Some(_) => Scope::WorkloadSelector,
+        None if policy.namespace == inputs.settings.root_namespace => Scope::Global,
+        None => Scope::Namespace,
+    }
+}
+
+/// True if a selector policy applies to a pod of this namespace with these labels.
+pub(crate) fn selects(inputs: &Inputs, policy: &AuthorizationPolicy, namespace: &str, labels: &Labels) -> bool {
+    let in_reach = policy.namespace == namespace || policy.namespace == inputs.settings.root_namespace;
+    let selector = policy.spec.selector.as_ref();
+    in_reach && selector.is_some_and(|selector| crate::inputs::contains(labels, &selector.match_labels))
+}
+
+/// What the waypoint of this Gateway must know; nothing if it isn't one.
+pub(crate) fn bundle(inputs: &Inputs, gateway: &NamespacedName) -> Option<Resource> {
+    inputs.gateways.get(gateway).filter(|object| object.is_waypoint())?;
+    let mut services = Vec::new();
+    for (name, service) in &inputs.services {
+        let bound = binding::of_service(inputs, name, service)
+            .is_some_and(|binding| binding.problem.is_none() && binding.request.gateway == *gateway);
+        if bound && !is_shadowed(inputs, name) {
+            let policies = policies_for_service(&inputs.policies, name, gateway, &inputs.settings.root_namespace);
+            services.push(BoundService {
+                namespace: name.namespace.to_string(),
+                hostname: inputs.hostname(name),
+                policies: policies.map(on_the_wire).collect(),
+            });
+        }
+    }
+    let message = Bundle { namespace: gateway.namespace.to_string(), name: gateway.name.to_string(), services };
+    Some(resource(gateway.to_string(), &message))
+}
+
+fn on_the_wire(policy: &Policy) -> security::Policy {
+    let object = policy.get();
+    security::Policy { namespace: object.namespace.clone(), name: object.name.clone(), json: policy.json.to_vec() }
+}
+
+/// A Gateway's own service; nothing if it isn't a waypoint.
+pub(crate) fn waypoint_service(inputs: &Inputs, gateway: &NamespacedName) -> Option<Resource> {
+    let object = inputs.gateways.get(gateway).filter(|object| object.is_waypoint())?;
+    let port = wire::Port {
+        service_port: HBONE_PORT.into(),
+        target_port: HBONE_PORT.into(),
+        app_protocol: wire::AppProtocol::Unknown as i32,
+    };
+    let message = wire::Service {
+        name: gateway.name.to_string(),
+        namespace: gateway.namespace.to_string(),
+        hostname: inputs.hostname(gateway),
+        addresses: object.vip.iter().map(network_address).collect(),
+        ports: vec![port],
+        canonical: true,
+        ..wire::Service::default()
+    };
+    Some(address(address::Type::Service(message)))
+}
+
+/// True if a waypoint's own service has this name; the user's then isn't published.
+pub(crate) fn is_shadowed(inputs: &Inputs, service: &NamespacedName) -> bool {
+    inputs.gateways.get(service).is_some_and(crate::inputs::Gateway::is_waypoint)
+}
+
+/// A Service.
+pub(crate) fn service(inputs: &Inputs, name: &NamespacedName) -> Option<Resource> {
+    let object = inputs.services.get(name).filter(|_| !is_shadowed(inputs, name))?;
+    let port = |port: &crate::inputs::ServicePort| wire::Port {
+        service_port: port.port.into(),
+        target_port: match port.target {
+            TargetPort::Number(number) => number.into(),
+            TargetPort::Name(_) => 0,
+        },
+        app_protocol: port.protocol as i32,
+    };
+    let message = wire::Service {
+        name: name.name.to_string(),
+        namespace: name.namespace.to_string(),
+        hostname: inputs.hostname(name),
+        addresses: object.vips.iter().map(network_address).collect(),
+        ports: object.ports.iter().map(port).collect(),
+        waypoint: binding::of_service(inputs, name, object).map(|binding| gateway_address(inputs, &binding)),
+        canonical: true,
+        ..wire::Service::default()
+    };
+    Some(address(address::Type::Service(message)))
+}
+
+fn gateway_address(inputs: &Inputs, binding: &Binding) -> GatewayAddress {
+    GatewayAddress {
+        destination: Some(Destination::Hostname(NamespacedHostname {
+            namespace: binding.request.gateway.namespace.to_string(),
+            hostname: binding.hostname(inputs),
+        })),
+        hbone_mtls_port: HBONE_PORT.into(),
+    }
+}
+
+/// A pod, once it has an address.
+pub(crate) fn workload(inputs: &Inputs, name: &NamespacedName) -> Option<Resource> {
+    let pod = inputs.pods.get(name)?;
+    let ip = pod.ip?;
+    let waypoint = pod.waypoint.is_some();
+    let hbone = waypoint || in_mesh(inputs, name, pod);
+    let guard = guard(inputs, name, pod);
+    let guard = (!guard.is_empty())
+        .then(|| extension(WAYPOINT_GUARD_EXTENSION, WAYPOINT_GUARD_TYPE, &WaypointGuard { ports: guard }));
+    let label = |keys: &[&str]| keys.iter().find_map(|key| pod.labels.get(*key)).cloned();
+    let owner = pod.owner.clone().unwrap_or_else(|| name.name.to_string());
+    let message = wire::Workload {
+        uid: pod.uid.to_string(),
+        name: name.name.to_string(),
+        namespace: name.namespace.to_string(),
+        addresses: vec![ip_bytes(ip)],
+        tunnel_protocol: if hbone { TunnelProtocol::Hbone } else { TunnelProtocol::None } as i32,
+        trust_domain: elided(&inputs.settings.trust_domain, ELIDED_TRUST_DOMAIN),
+        service_account: elided(&pod.service_account, ELIDED_SERVICE_ACCOUNT),
+        waypoint: binding::of_pod(inputs, name, pod).map(|binding| gateway_address(inputs, &binding)),
+        node: pod.node.clone(),
+        canonical_name: label(&["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"])
+            .unwrap_or_else(|| owner.clone()),
+        canonical_revision: label(&["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"])
+            .unwrap_or_else(|| "latest".into()),
+        workload_type: if pod.owner.is_some() { WorkloadType::Deployment } else { WorkloadType::Pod } as i32,
+        workload_name: owner,
+        native_tunnel: waypoint,
+        authorization_policies: selector_policies(inputs, name, pod),
+        status: if pod.ready { WorkloadStatus::Healthy } else { WorkloadStatus::Unhealthy } as i32,
+        services: memberships(inputs, name, pod),
+        extensions: guard.into_iter().collect(),
+        ..wire::Workload::default()
+    };
+    Some(address(address::Type::Workload(message)))
+}
+
+/// True if the node proxy captures this pod.
+#[must_use]
+pub fn in_mesh(inputs: &Inputs, name: &NamespacedName, pod: &Pod) -> bool {
+    !pod.host_network && captures(inputs.namespace_labels(&name.namespace), &pod.labels)
+}
+
+/// True if the node proxy captures pods with these labels in a namespace with those (`spec/control-plane.md` 5.1).
+#[must_use]
+pub fn captures(namespace: Option<&Labels>, pod: &Labels) -> bool {
+    match pod.get(DATAPLANE_MODE).map(String::as_str) {
+        Some(AMBIENT) => true,
+        Some(NOT_IN_MESH) => false,
+        _ => namespace.and_then(|labels| labels.get(DATAPLANE_MODE)).is_some_and(|mode| mode == AMBIENT),
+    }
+}
+
+/// Selector policies that apply to the pod, sorted. None for a waypoint: it isn't behind a node proxy.
+fn selector_policies(inputs: &Inputs, name: &NamespacedName, pod: &Pod) -> Vec<String> {
+    if pod.waypoint.is_some() {
+        return Vec::new();
+    }
+    let namespaces = BTreeSet::from([&*name.namespace, inputs.settings.root_namespace.as_str()]);
+    let policies = namespaces.into_iter().flat_map(|namespace| inputs.policies.of_namespace(namespace));
+    let mut names: Vec<_> = policies
+        .filter(|(_, policy)| selects(inputs, policy.get(), &name.namespace, &pod.labels))
+        .filter(|(_, policy)| authorization(inputs, policy).is_some())
+        .map(|(policy, _)| policy.to_string())
+        .collect();
+    names.sort();
+    names
+}
+
+fn memberships(inputs: &Inputs, name: &NamespacedName, pod: &Pod) -> BTreeMap<String, PortList> {
+    if let Some(gateway) = &pod.waypoint {
+        let gateway = NamespacedName::new(&name.namespace, gateway);
+        let port = wire::Port { service_port: HBONE_PORT.into(), target_port: HBONE_PORT.into(), app_protocol: 0 };
+        let key = format!("{}/{}", gateway.namespace, inputs.hostname(&gateway));
+        return BTreeMap::from([(key, PortList { ports: vec![port] })]);
+    }
+    let services = services_of(inputs, name, pod).filter(|(service, _)| !is_shadowed(inputs, service));
+    let membership = |(service, object): (&NamespacedName, &Service)| {
+        let ports = object.ports.iter().filter_map(|port| {
+            let target = resolve(pod, &port.target)?;
+            let app_protocol = port.protocol as i32;
+            Some(wire::Port { service_port: port.port.into(), target_port: target.into(), app_protocol })
+        });
+        let key = format!("{}/{}", service.namespace, inputs.hostname(service));
+        (key, PortList { ports: ports.collect() })
+    };
+    services.map(membership).collect()
+}
+
+/// The Services that select a pod.
+pub(crate) fn services_of<'a>(
+    inputs: &'a Inputs,
+    name: &'a NamespacedName,
+    pod: &'a Pod,
+) -> impl Iterator<Item = (&'a NamespacedName, &'a Service)> {
+    Inputs::in_namespace(&inputs.services, &name.namespace).filter(|(_, service)| service.selects(&pod.labels))
+}
+
+/// The pod's port that a service port leads to; nothing if no container port has the name.
+pub(crate) fn resolve(pod: &Pod, target: &TargetPort) -> Option<u16> {
+    match target {
+        TargetPort::Number(number) => Some(*number),
+        TargetPort::Name(name) => pod.named_ports.get(name).copied(),
+    }
+}
+
+/// The pod's ports that only a waypoint may reach: the target ports of every Service that is bound to one. What can't
+/// be told apart is guarded, and a waypoint that can't be had guards as well.
+pub(crate) fn guard(inputs: &Inputs, name: &NamespacedName, pod: &Pod) -> Vec<wire::GuardedPort> {
+    if pod.waypoint.is_some() {
+        return Vec::new();
+    }
+    let mut guarded = Vec::new();
+    let mut add = |target_port: u16, asked_by: &NamespacedName, binding: &Binding| {
+        let entry = wire::GuardedPort {
+            target_port: target_port.into(),
+            service: asked_by.to_string(),
+            waypoint_namespace: binding.request.gateway.namespace.to_string(),
+            waypoint_name: binding.request.gateway.name.to_string(),
+        };
+        if !guarded.contains(&entry) {
+            guarded.push(entry);
+        }
+    };
+    for (service, object) in services_of(inputs, name, pod) {
+        if is_guard_off(object) {
+            continue;
+        }
+        if let Some(binding) = binding::of_service(inputs, service, object) {
+            object.ports.iter().for_each(|port| add(resolve(pod, &port.target).unwrap_or(0), service, &binding));
+        }
+    }
+    // Node proxies don't carry traffic addressed to pods through waypoints yet, so such a pod is reached through its
+    // services' waypoint or not at all.
+    if let Some(binding) = binding::of_pod(inputs, name, pod) {
+        add(0, name, &binding);
+    }
+    guarded
+}
+
+/// True if the Service's owner opened its target ports to everyone.
+pub(crate) fn is_guard_off(service: &Service) -> bool {
+    service.labels.get(WAYPOINT_GUARD).is_some_and(|value| value == GUARD_OFF)
+}
+
+fn address(content: address::Type) -> Resource {
+    let name = match &content {
+        address::Type::Workload(workload) => workload.uid.clone(),
+        address::Type::Service(service) => format!("{}/{}", service.namespace, service.hostname),
+    };
+    resource(name, &Address { r#type: Some(content) })
+}
+
+fn resource(name: String, message: &impl Message) -> Resource {
+    let value = message.encode_to_vec();
+    let mut hasher = std::hash::DefaultHasher::new();
+    hasher.write(&value);
+    Resource { name, version: format!("{:016x}", hasher.finish()), value }
+}
+
+fn extension(name: &str, type_url: &str, content: &impl Message) -> Extension {
+    let config = Any { type_url: type_url.into(), value: content.encode_to_vec() };
+    Extension { name: name.into(), config: Some(config) }
+}
+
+fn network_address(ip: &IpAddr) -> NetworkAddress {
+    NetworkAddress { network: String::new(), address: ip_bytes(*ip), length: None }
+}
+
+fn ip_bytes(ip: IpAddr) -> Vec<u8> {
+    match ip {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    }
+}
+
+fn elided(value: &str, default: &str) -> String {
+    if value == default { String::new() } else { value.to_owned() }
+}

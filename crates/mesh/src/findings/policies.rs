@@ -1,0 +1,282 @@
+//! Policies: what they are attached to, who enforces them, and whom they name.
+
+use std::collections::BTreeSet;
+
+use ambit_api::{
+    AuthorizationPolicy, Severity,
+    authorization_policy::{Action, PolicyTargetReference, Rule},
+};
+
+use super::{Found, at, codes, identities};
+use crate::{
+    attachment::{self, Target},
+    binding::{self, USE_WAYPOINT},
+    derive,
+    inputs::{Inputs, NamespacedName, WAYPOINT_CLASS},
+};
+
+pub(super) fn check(inputs: &Inputs, found: &mut Found) {
+    for (name, policy) in inputs.policies() {
+        let policy = policy.get();
+        enforcement(name, policy, found);
+        let mut targeted = false;
+        for (field, reference) in attachment::references(policy) {
+            targeted = true;
+            target(inputs, name, &field, reference, found);
+        }
+        if !targeted {
+            node_proxy(inputs, name, policy, found);
+        }
+        names(inputs, name, policy, found);
+    }
+}
+
+/// Actions that nothing enforces yet.
+fn enforcement(name: &NamespacedName, policy: &AuthorizationPolicy, found: &mut Found) {
+    let place = || at("AuthorizationPolicy", name, "spec.action");
+    match policy.spec.action {
+        Action::Allow | Action::Deny => {}
+        Action::Audit => found.add(
+            Severity::Warning,
+            codes::UNSUPPORTED_POLICY,
+            place(),
+            "AUDIT policies aren't recorded yet; this one has no effect".into(),
+            "every request is in the access log anyway",
+        ),
+        Action::Custom => found.add(
+            Severity::Error,
+            codes::UNSUPPORTED_POLICY,
+            place(),
+            "CUSTOM policies aren't enforced yet".into(),
+            "use ALLOW and DENY policies instead, or remove this one",
+        ),
+    }
+    if derive::is_dry_run(policy) == Some(true) {
+        found.add(
+            Severity::Warning,
+            codes::UNSUPPORTED_POLICY,
+            at("AuthorizationPolicy", name, format!("metadata.annotations[{}]", derive::DRY_RUN)),
+            "this policy is a dry run: it decides nothing".into(),
+            "remove the annotation to enforce it",
+        );
+    }
+}
+
+fn target(inputs: &Inputs, name: &NamespacedName, field: &str, reference: &PolicyTargetReference, found: &mut Found) {
+    let at_name = || at("AuthorizationPolicy", name, format!("{field}.name"));
+    match attachment::target(&name.namespace, reference) {
+        // The kinds that never fit are refused where the policy is read; this one fits but isn't served.
+        None if reference.kind == "ServiceEntry" => found.add(
+            Severity::Error,
+            codes::UNSUPPORTED_POLICY,
+            at("AuthorizationPolicy", name, format!("{field}.kind")),
+            "policies on a ServiceEntry aren't enforced yet".into(),
+            "target a Service or a Gateway",
+        ),
+        None => found.add(
+            Severity::Error,
+            codes::NOT_ENFORCED,
+            at("AuthorizationPolicy", name, field),
+            "this reference names nothing that a waypoint enforces policies for".into(),
+            format!(
+                "target a Service or Gateway of namespace `{}`, or GatewayClass `{WAYPOINT_CLASS}`",
+                name.namespace
+            ),
+        ),
+        Some(Target::Service(service)) => match inputs.services.get(&service) {
+            None => found.add(
+                Severity::Error,
+                codes::TARGET_NOT_FOUND,
+                at_name(),
+                format!("service `{}` doesn't exist in namespace `{}`", service.name, service.namespace),
+                similar(&service.name, Inputs::in_namespace(&inputs.services, &service.namespace).map(|(n, _)| n)),
+            ),
+            // A waypoint that can't be had is the Service's finding.
+            Some(object) if binding::of_service(inputs, &service, object).is_none() => {
+                found.add(
+                    Severity::Error,
+                    codes::NOT_ENFORCED,
+                    at_name(),
+                    format!("the policy isn't enforced: service `{service}` has no waypoint"),
+                    format!("label the Service `{USE_WAYPOINT}: <name of a Gateway of class {WAYPOINT_CLASS}>`"),
+                );
+            }
+            Some(_) => {}
+        },
+        Some(Target::Gateway(gateway)) => match inputs.gateways.get(&gateway) {
+            None => found.add(
+                Severity::Error,
+                codes::TARGET_NOT_FOUND,
+                at_name(),
+                format!("gateway `{}` doesn't exist in namespace `{}`", gateway.name, gateway.namespace),
+                similar(&gateway.name, Inputs::in_namespace(&inputs.gateways, &gateway.namespace).map(|(n, _)| n)),
+            ),
+            Some(object) if !object.is_waypoint() => found.add(
+                Severity::Error,
+                codes::NOT_ENFORCED,
+                at_name(),
+                format!("the policy isn't enforced: gateway `{gateway}` is of class `{}`", object.class),
+                format!("target a Gateway of class `{WAYPOINT_CLASS}`"),
+            ),
+            Some(_) => {}
+        },
+        Some(Target::WaypointClass { namespace }) if *namespace != *inputs.settings.root_namespace => found.add(
+            Severity::Error,
+            codes::NOT_ENFORCED,
+            at_name(),
+            "the policy isn't enforced: only the root namespace may target a GatewayClass".into(),
+            format!("move the policy to namespace `{}`", inputs.settings.root_namespace),
+        ),
+        Some(Target::WaypointClass { .. }) => {}
+    }
+}
+
+fn similar<'a>(wanted: &str, names: impl Iterator<Item = &'a NamespacedName>) -> String {
+    let names: Vec<_> = names.map(|name| format!("`{}`", name.name)).take(5).collect();
+    if names.is_empty() { format!("create `{wanted}`") } else { format!("there is {}", names.join(", ")) }
+}
+
+/// A policy without target references: who it selects, and which of its fields a node proxy can't see.
+fn node_proxy(inputs: &Inputs, name: &NamespacedName, policy: &AuthorizationPolicy, found: &mut Found) {
+    let selects = |(pod, object): (&NamespacedName, &crate::inputs::Pod)| {
+        object.waypoint.is_none() && derive::selects(inputs, policy, &pod.namespace, &object.labels)
+    };
+    if policy.spec.selector.is_some() && !inputs.pods.iter().any(selects) {
+        found.add(
+            Severity::Warning,
+            codes::POLICY_SELECTS_NOTHING,
+            at("AuthorizationPolicy", name, "spec.selector"),
+            "its selector matches no pod".into(),
+            "correct the selector; a waypoint's pods can't be selected, use `targetRefs` for those",
+        );
+    }
+    let rules = policy.spec.rules.as_deref().unwrap_or_default();
+    let http: BTreeSet<_> = rules.iter().flat_map(http_attributes).collect();
+    if http.is_empty() {
+        return;
+    }
+    let tail = match policy.spec.action {
+        Action::Allow => "rules with them never match, so less is allowed than written",
+        _ if rules.iter().all(only_http) => "without them the DENY rules fall on all traffic in their scope",
+        _ => "the DENY rules are enforced without them, so more is denied than written",
+    };
+    let list = http.iter().map(|attribute| format!("`{attribute}`")).collect::<Vec<_>>().join(", ");
+    found.add(
+        Severity::Warning,
+        codes::HTTP_AT_L4,
+        at("AuthorizationPolicy", name, "spec.rules"),
+        format!("a policy without `targetRefs` is enforced by the node proxy, which doesn't see HTTP attributes (found {list}): {tail}"),
+        "use `targetRefs` with a Service that has a waypoint",
+    );
+}
+
+/// The attributes of a rule that only HTTP has, by the name they are written with.
+fn http_attributes(rule: &Rule) -> Vec<String> {
+    let mut names = Vec::new();
+    let mut add = |name: &str, values: &[String]| {
+        if !values.is_empty() {
+            names.push(name.to_owned());
+        }
+    };
+    for from in rule.from.iter().flatten() {
+        let source = &from.source;
+        add("requestPrincipals", &source.request_principals);
+        add("notRequestPrincipals", &source.not_request_principals);
+        add("remoteIpBlocks", &source.remote_ip_blocks);
+        add("notRemoteIpBlocks", &source.not_remote_ip_blocks);
+    }
+    for to in rule.to.iter().flatten() {
+        let operation = &to.operation;
+        add("hosts", &operation.hosts);
+        add("notHosts", &operation.not_hosts);
+        add("methods", &operation.methods);
+        add("notMethods", &operation.not_methods);
+        add("paths", &operation.paths);
+        add("notPaths", &operation.not_paths);
+    }
+    let http_key = |key: &str| {
+        key.starts_with("request.")
+            || key.starts_with("experimental.")
+            || ["remote.ip", "connection.sni"].contains(&key)
+    };
+    let keys = rule.when.iter().flatten().map(|condition| condition.key.as_str());
+    names.extend(keys.filter(|key| http_key(key)).map(str::to_owned));
+    names
+}
+
+/// True if nothing of the rule is left at L4.
+fn only_http(rule: &Rule) -> bool {
+    let mut sources = rule.from.iter().flatten();
+    let sources_left = sources.any(|from| {
+        let mut source = from.source.clone();
+        source.request_principals.clear();
+        source.not_request_principals.clear();
+        source.remote_ip_blocks.clear();
+        source.not_remote_ip_blocks.clear();
+        !source.is_empty()
+    });
+    let mut operations = rule.to.iter().flatten();
+    let ports_left = operations.any(|to| !to.operation.ports.is_empty() || !to.operation.not_ports.is_empty());
+    let l4_keys = ["source.", "destination."];
+    let mut conditions = rule.when.iter().flatten();
+    let conditions_left = conditions.any(|condition| l4_keys.iter().any(|prefix| condition.key.starts_with(prefix)));
+    !sources_left && !ports_left && !conditions_left
+}
+
+/// Principals and service accounts that nobody in a declared namespace has.
+fn names(inputs: &Inputs, name: &NamespacedName, policy: &AuthorizationPolicy, found: &mut Found) {
+    for (r, rule) in policy.spec.rules.iter().flatten().enumerate() {
+        for (f, from) in rule.from.iter().flatten().enumerate() {
+            let source = &from.source;
+            let lists = [
+                ("principals", &source.principals),
+                ("notPrincipals", &source.not_principals),
+                ("serviceAccounts", &source.service_accounts),
+                ("notServiceAccounts", &source.not_service_accounts),
+            ];
+            for (field, values) in lists {
+                for (v, value) in values.iter().enumerate() {
+                    let account = if field.to_ascii_lowercase().ends_with("principals") {
+                        principal_account(value)
+                    } else {
+                        Some(account(&name.namespace, value))
+                    };
+                    let place = || format!("spec.rules[{r}].from[{f}].source.{field}[{v}]");
+                    unknown_account(inputs, name, account, place, found);
+                }
+            }
+        }
+    }
+}
+
+fn unknown_account(
+    inputs: &Inputs,
+    policy: &NamespacedName,
+    account: Option<NamespacedName>,
+    field: impl Fn() -> String,
+    found: &mut Found,
+) {
+    let Some(account) = account else { return };
+    let declared = inputs.namespaces.contains_key(&account.namespace);
+    if declared && !identities::service_account_exists(inputs, &account) {
+        found.add(
+            Severity::Warning,
+            codes::UNKNOWN_PRINCIPAL,
+            at("AuthorizationPolicy", policy, field()),
+            format!("service account `{account}` doesn't exist, so nobody has this identity"),
+            similar(&account.name, inputs.service_accounts.iter().filter(|name| name.namespace == account.namespace)),
+        );
+    }
+}
+
+fn principal_account(value: &str) -> Option<NamespacedName> {
+    match value.split('/').collect::<Vec<_>>()[..] {
+        [_, "ns", namespace, "sa", name] if !value.contains('*') => Some(NamespacedName::new(namespace, name)),
+        _ => None,
+    }
+}
+
+fn account(policy_namespace: &str, value: &str) -> NamespacedName {
+    let (namespace, name) = value.split_once('/').unwrap_or((policy_namespace, value));
+    NamespacedName::new(namespace, name)
+}

@@ -1,0 +1,219 @@
+//! The incremental form of [`derive`](crate::derive::derive): a change recomputes only what it can touch.
+//!
+//! INVARIANT: after any sequence of changes, the resources are those that a derivation from scratch gives.
+
+use std::collections::BTreeSet;
+
+use ambit_xds::{ADDRESS_TYPE, AUTHORIZATION_TYPE, DeltaResponse, Resource, WAYPOINT_TYPE};
+
+use crate::{
+    attachment::{self, Target},
+    binding,
+    derive::{self, Resources},
+    inputs::{Change, Inputs, NamespacedName, Policy, Service, Settings},
+};
+
+/// Types in the order in which a push carries them: policies before the workloads that name them.
+const PUSH_ORDER: [&str; 3] = [AUTHORIZATION_TYPE, WAYPOINT_TYPE, ADDRESS_TYPE];
+
+/// The objects, and the resources derived from them.
+#[derive(Clone, Debug, Default)]
+pub struct Index {
+    inputs: Inputs,
+    resources: Resources,
+}
+
+/// What changes have touched.
+#[derive(Debug, Default)]
+struct Dirty {
+    /// A Namespace or Gateway changed; these are few and reach far.
+    everything: bool,
+    policies: BTreeSet<NamespacedName>,
+    bundles: BTreeSet<NamespacedName>,
+    services: BTreeSet<NamespacedName>,
+    pods: BTreeSet<NamespacedName>,
+    /// Keys on the wire of pods that were there before.
+    uids: BTreeSet<String>,
+}
+
+// === impl Index ===
+
+impl Index {
+    /// Nothing but settings.
+    #[must_use]
+    pub fn new(settings: Settings) -> Self {
+        Self { inputs: Inputs::new(settings), resources: Resources::new() }
+    }
+
+    /// The objects.
+    #[must_use]
+    pub fn inputs(&self) -> &Inputs {
+        &self.inputs
+    }
+
+    /// The resources.
+    #[must_use]
+    pub fn resources(&self) -> &Resources {
+        &self.resources
+    }
+
+    /// Makes changes and returns what to tell the proxies: nothing if nothing that they see has changed.
+    pub fn apply(&mut self, changes: impl IntoIterator<Item = Change>) -> Vec<DeltaResponse> {
+        let mut dirty = Dirty::default();
+        for change in changes {
+            dirty.mark(&self.inputs, &change);
+            let key = Key::of(&change);
+            self.inputs.apply(change);
+            dirty.mark_present(&self.inputs, &key);
+        }
+        let fresh = if dirty.everything { self.all() } else { self.touched(&dirty) };
+        self.replace(fresh)
+    }
+
+    /// Every resource, as the first push to a proxy.
+    #[must_use]
+    pub fn snapshot(&self) -> Vec<DeltaResponse> {
+        let response = |kind: &str| {
+            let resources = self.resources.iter().filter(|((of, _), _)| *of == kind).map(|(_, r)| r.clone());
+            DeltaResponse { type_url: kind.into(), resources: resources.collect(), removed: Vec::new() }
+        };
+        PUSH_ORDER.into_iter().map(response).filter(|response| !response.resources.is_empty()).collect()
+    }
+
+    /// Every name that there is or should be, with what it should be.
+    fn all(&self) -> Vec<(&'static str, String, Option<Resource>)> {
+        let mut fresh = derive::derive(&self.inputs);
+        let old: Vec<_> = self.resources.keys().filter(|key| !fresh.contains_key(*key)).cloned().collect();
+        let gone = old.into_iter().map(|(kind, name)| (kind, name, None));
+        let mut all: Vec<_> = gone.collect();
+        while let Some(((kind, name), resource)) = fresh.pop_first() {
+            all.push((kind, name, Some(resource)));
+        }
+        all
+    }
+
+    fn touched(&self, dirty: &Dirty) -> Vec<(&'static str, String, Option<Resource>)> {
+        let inputs = &self.inputs;
+        let mut fresh = Vec::new();
+        for name in &dirty.policies {
+            let policy = inputs.policies.get(name);
+            let resource = policy.and_then(|policy| derive::authorization(inputs, policy));
+            fresh.push((AUTHORIZATION_TYPE, name.to_string(), resource));
+        }
+        for gateway in &dirty.bundles {
+            fresh.push((WAYPOINT_TYPE, gateway.to_string(), derive::bundle(inputs, gateway)));
+        }
+        for name in &dirty.services {
+            let wire_name = format!("{}/{}", name.namespace, inputs.hostname(name));
+            // A waypoint's own service may have the name; a Gateway's change would have made everything dirty.
+            let resource = derive::service(inputs, name).or_else(|| derive::waypoint_service(inputs, name));
+            fresh.push((ADDRESS_TYPE, wire_name, resource));
+        }
+        // Old keys first: a pod that took over a key comes after and wins.
+        fresh.extend(dirty.uids.iter().map(|uid| (ADDRESS_TYPE, uid.clone(), None)));
+        for resource in dirty.pods.iter().filter_map(|name| derive::workload(inputs, name)) {
+            fresh.push((ADDRESS_TYPE, resource.name.clone(), Some(resource)));
+        }
+        fresh
+    }
+
+    fn replace(&mut self, fresh: Vec<(&'static str, String, Option<Resource>)>) -> Vec<DeltaResponse> {
+        let fresh: std::collections::BTreeMap<_, _> =
+            fresh.into_iter().map(|(kind, name, resource)| ((kind, name), resource)).collect();
+        let mut responses = PUSH_ORDER.map(|kind| DeltaResponse { type_url: kind.into(), ..DeltaResponse::default() });
+        for (key, resource) in fresh {
+            let Some(response) = responses.iter_mut().find(|response| response.type_url == key.0) else { continue };
+            match resource {
+                Some(resource) if self.resources.get(&key) != Some(&resource) => {
+                    response.resources.push(resource.clone());
+                    self.resources.insert(key, resource);
+                }
+                Some(_) => {}
+                None => response.removed.extend(self.resources.remove(&key).map(|resource| resource.name)),
+            }
+        }
+        responses.into_iter().filter(|r| !r.resources.is_empty() || !r.removed.is_empty()).collect()
+    }
+}
+
+/// Which object a change is about.
+enum Key {
+    Elsewhere,
+    Service(NamespacedName),
+    Policy(NamespacedName),
+}
+
+// === impl Key ===
+
+impl Key {
+    fn of(change: &Change) -> Self {
+        match change {
+            Change::Service(name, _) => Self::Service(name.clone()),
+            Change::Policy(name, _) => Self::Policy(name.clone()),
+            _ => Self::Elsewhere,
+        }
+    }
+}
+
+// === impl Dirty ===
+
+impl Dirty {
+    /// Marks what the object, as it is before the change, has an effect on.
+    fn mark(&mut self, inputs: &Inputs, change: &Change) {
+        match change {
+            Change::Namespace(..) | Change::Gateway(..) => self.everything = true,
+            Change::ServiceAccount(..) => {}
+            Change::Service(name, _) => self.mark_present(inputs, &Key::Service(name.clone())),
+            Change::Policy(name, _) => self.mark_present(inputs, &Key::Policy(name.clone())),
+            Change::Pod(name, _) => {
+                self.uids.extend(inputs.pods.get(name).map(|pod| pod.uid.to_string()));
+                self.pods.insert(name.clone());
+            }
+        }
+    }
+
+    fn mark_present(&mut self, inputs: &Inputs, key: &Key) {
+        match key {
+            Key::Elsewhere => {}
+            Key::Service(name) => {
+                self.services.insert(name.clone());
+                if let Some(service) = inputs.services.get(name) {
+                    self.mark_service(inputs, name, service);
+                }
+            }
+            Key::Policy(name) => {
+                self.policies.insert(name.clone());
+                if let Some(policy) = inputs.policies.get(name) {
+                    self.mark_policy(inputs, policy);
+                }
+            }
+        }
+    }
+
+    fn mark_service(&mut self, inputs: &Inputs, name: &NamespacedName, service: &Service) {
+        self.bundles.extend(binding::request(inputs, &name.namespace, &service.labels).map(|request| request.gateway));
+        let pods = Inputs::in_namespace(&inputs.pods, &name.namespace);
+        self.pods.extend(pods.filter(|(_, pod)| service.selects(&pod.labels)).map(|(pod, _)| pod.clone()));
+    }
+
+    fn mark_policy(&mut self, inputs: &Inputs, policy: &Policy) {
+        for target in attachment::targets(policy) {
+            match target {
+                Target::Service(name) => {
+                    let service = inputs.services.get(&name);
+                    let request = service.and_then(|s| binding::request(inputs, &name.namespace, &s.labels));
+                    self.bundles.extend(request.map(|request| request.gateway));
+                }
+                Target::Gateway(name) => drop(self.bundles.insert(name)),
+                Target::WaypointClass { .. } => self.bundles.extend(inputs.gateways.keys().cloned()),
+            }
+        }
+        let policy = policy.get();
+        if policy.spec.selector.is_some() {
+            let selected = |(name, pod): &(&NamespacedName, &crate::inputs::Pod)| {
+                derive::selects(inputs, policy, &name.namespace, &pod.labels)
+            };
+            self.pods.extend(inputs.pods.iter().filter(selected).map(|(name, _)| name.clone()));
+        }
+    }
+}

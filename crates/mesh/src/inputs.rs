@@ -1,0 +1,388 @@
+//! What the mesh is derived from: the users' objects, reduced to what has a meaning here.
+//!
+//! Sources (files, Kubernetes) make these from their own types, so that the derivation knows neither.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+    sync::Arc,
+};
+
+use ambit_api::AuthorizationPolicy;
+use ambit_xds::workload::AppProtocol;
+
+/// Labels of an object.
+pub type Labels = BTreeMap<String, String>;
+
+/// Namespace that exists without being declared.
+pub const DEFAULT_NAMESPACE: &str = "default";
+/// Service account that every namespace has.
+pub const DEFAULT_SERVICE_ACCOUNT: &str = "default";
+/// Class of the Gateways that are waypoints.
+pub const WAYPOINT_CLASS: &str = "istio-waypoint";
+/// Port that waypoints and node proxies speak HBONE on.
+pub const HBONE_PORT: u16 = 15008;
+/// Protocol name of a waypoint's listener.
+pub const HBONE_PROTOCOL: &str = "HBONE";
+
+/// Namespace and name of an object.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NamespacedName {
+    /// Namespace.
+    pub namespace: Arc<str>,
+    /// Name.
+    pub name: Arc<str>,
+}
+
+/// A Namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Namespace {
+    /// Labels.
+    pub labels: Labels,
+}
+
+/// A Service.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Service {
+    /// Labels.
+    pub labels: Labels,
+    /// Pods that belong to it; empty selects none.
+    pub selector: Labels,
+    /// Its ports.
+    pub ports: Vec<ServicePort>,
+    /// Virtual addresses; none when headless.
+    pub vips: Vec<IpAddr>,
+}
+
+/// A port of a Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicePort {
+    /// Its number.
+    pub port: u16,
+    /// Where it leads.
+    pub target: TargetPort,
+    /// What is spoken on it.
+    pub protocol: AppProtocol,
+}
+
+/// Where a service port leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TargetPort {
+    /// This port of the pod.
+    Number(u16),
+    /// The pod's container port of this name.
+    Name(String),
+}
+
+/// A pod that runs, or could.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// Key on the wire; another pod of the same name gets another.
+    pub uid: Arc<str>,
+    /// Labels.
+    pub labels: Labels,
+    /// Service account.
+    pub service_account: String,
+    /// Address; nothing until it runs, and then it isn't published.
+    pub ip: Option<IpAddr>,
+    /// It gets new connections.
+    pub ready: bool,
+    /// It shares the node's network and can't be captured.
+    pub host_network: bool,
+    /// The node it runs on.
+    pub node: String,
+    /// Name of the Deployment it belongs to, if any.
+    pub owner: Option<String>,
+    /// Container ports by name.
+    pub named_ports: BTreeMap<String, u16>,
+    /// Name of the Gateway, in its namespace, whose waypoint it is.
+    pub waypoint: Option<String>,
+}
+
+/// A Gateway.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Gateway {
+    /// Labels.
+    pub labels: Labels,
+    /// Name of its class.
+    pub class: String,
+    /// Its listeners.
+    pub listeners: Vec<Listener>,
+    /// Virtual address of its own service.
+    pub vip: Option<IpAddr>,
+}
+
+/// A listener of a Gateway.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listener {
+    /// Port.
+    pub port: u16,
+    /// Protocol, as written.
+    pub protocol: String,
+    /// Namespaces whose objects may bind to it.
+    pub allowed: AllowedNamespaces,
+}
+
+/// Namespaces whose objects may bind to a Gateway.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum AllowedNamespaces {
+    /// The Gateway's own.
+    #[default]
+    Same,
+    /// All.
+    All,
+    /// Those with matching labels.
+    Selector(LabelSelector),
+    /// None: also what stands here for a value that isn't understood.
+    None,
+}
+
+/// A Kubernetes label selector.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LabelSelector {
+    /// All of these must be there.
+    pub match_labels: Labels,
+    /// All of these must hold.
+    pub match_expressions: Vec<LabelRequirement>,
+}
+
+/// A condition on one label.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LabelRequirement {
+    /// The label.
+    pub key: String,
+    /// The condition.
+    pub operator: LabelOperator,
+}
+
+/// A condition on a label's value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LabelOperator {
+    /// It is there with one of these values.
+    In(BTreeSet<String>),
+    /// It is not there with one of these values.
+    NotIn(BTreeSet<String>),
+    /// It is there.
+    Exists,
+    /// It is not there.
+    DoesNotExist,
+}
+
+/// A policy, with its text for the wire.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    pub(crate) policy: Arc<AuthorizationPolicy>,
+    pub(crate) json: Arc<[u8]>,
+}
+
+/// Everything that the mesh is derived from.
+#[derive(Clone, Debug, Default)]
+pub struct Inputs {
+    /// What holds for the whole mesh.
+    pub settings: Settings,
+    /// Namespaces that are declared.
+    pub namespaces: BTreeMap<Arc<str>, Namespace>,
+    /// Service accounts that are declared.
+    pub service_accounts: BTreeSet<NamespacedName>,
+    /// Services.
+    pub services: BTreeMap<NamespacedName, Service>,
+    /// Pods.
+    pub pods: BTreeMap<NamespacedName, Pod>,
+    /// Gateways.
+    pub gateways: BTreeMap<NamespacedName, Gateway>,
+    pub(crate) policies: crate::attachment::Policies,
+}
+
+/// What holds for the whole mesh.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Trust domain of every identity.
+    pub trust_domain: String,
+    /// Namespace whose policies apply to the whole mesh.
+    pub root_namespace: String,
+    /// Suffix of service names.
+    pub cluster_domain: String,
+}
+
+/// A change to [`Inputs`].
+#[derive(Clone, Debug, PartialEq)]
+pub enum Change {
+    /// A Namespace is there (with labels) or gone.
+    Namespace(Arc<str>, Option<Namespace>),
+    /// A ServiceAccount is there or gone.
+    ServiceAccount(NamespacedName, bool),
+    /// A Service is there or gone.
+    Service(NamespacedName, Option<Service>),
+    /// A pod is there or gone.
+    Pod(NamespacedName, Option<Pod>),
+    /// A Gateway is there or gone.
+    Gateway(NamespacedName, Option<Gateway>),
+    /// A policy is there or gone.
+    Policy(NamespacedName, Option<Policy>),
+}
+
+// === impl NamespacedName ===
+
+impl NamespacedName {
+    /// Of this namespace and name.
+    #[must_use]
+    pub fn new(namespace: &str, name: &str) -> Self {
+        Self { namespace: namespace.into(), name: name.into() }
+    }
+}
+
+impl fmt::Display for NamespacedName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+impl fmt::Debug for NamespacedName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+// === impl Service ===
+
+impl Service {
+    /// True if it selects a pod of its namespace with these labels.
+    #[must_use]
+    pub fn selects(&self, labels: &Labels) -> bool {
+        !self.selector.is_empty() && contains(labels, &self.selector)
+    }
+}
+
+// === impl Gateway ===
+
+impl Gateway {
+    /// True if it is a waypoint.
+    #[must_use]
+    pub fn is_waypoint(&self) -> bool {
+        self.class == WAYPOINT_CLASS
+    }
+
+    /// Namespaces that may bind, by its HBONE listener (`spec/control-plane.md` 1.3).
+    #[must_use]
+    pub fn allowed(&self) -> &AllowedNamespaces {
+        let listener = self.listeners.iter().find(|l| l.port == HBONE_PORT && l.protocol == HBONE_PROTOCOL);
+        listener.map_or(&AllowedNamespaces::Same, |listener| &listener.allowed)
+    }
+}
+
+// === impl LabelSelector ===
+
+impl LabelSelector {
+    /// True if the labels fulfil all of it; an empty selector selects everything.
+    #[must_use]
+    pub fn selects(&self, labels: &Labels) -> bool {
+        contains(labels, &self.match_labels)
+            && self.match_expressions.iter().all(|requirement| requirement.holds(labels))
+    }
+}
+
+// === impl LabelRequirement ===
+
+impl LabelRequirement {
+    fn holds(&self, labels: &Labels) -> bool {
+        let value = labels.get(&self.key);
+        match &self.operator {
+            LabelOperator::In(values) => value.is_some_and(|value| values.contains(value)),
+            LabelOperator::NotIn(values) => !value.is_some_and(|value| values.contains(value)),
+            LabelOperator::Exists => value.is_some(),
+            LabelOperator::DoesNotExist => value.is_none(),
+        }
+    }
+}
+
+// === impl Policy ===
+
+impl Policy {
+    /// Takes a policy in.
+    #[must_use]
+    pub fn new(policy: AuthorizationPolicy) -> Self {
+        // Writing a struct of strings as JSON into memory can't fail; were it to, the empty text is refused by every
+        // reader, and the policy's targets denied.
+        let json = serde_json::to_vec(&policy).unwrap_or_default();
+        Self { policy: Arc::new(policy), json: json.into() }
+    }
+
+    /// The policy.
+    #[must_use]
+    pub fn get(&self) -> &AuthorizationPolicy {
+        &self.policy
+    }
+}
+
+// === impl Settings ===
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            trust_domain: "cluster.local".into(),
+            root_namespace: "istio-system".into(),
+            cluster_domain: "cluster.local".into(),
+        }
+    }
+}
+
+// === impl Inputs ===
+
+impl Inputs {
+    /// Nothing but settings.
+    #[must_use]
+    pub fn new(settings: Settings) -> Self {
+        Self { settings, ..Self::default() }
+    }
+
+    /// Labels of a namespace; none if it isn't declared.
+    #[must_use]
+    pub fn namespace_labels(&self, namespace: &str) -> Option<&Labels> {
+        self.namespaces.get(namespace).map(|namespace| &namespace.labels)
+    }
+
+    /// The objects of one namespace in a map by namespace and name.
+    pub fn in_namespace<'a, T>(
+        map: &'a BTreeMap<NamespacedName, T>,
+        namespace: &'a str,
+    ) -> impl Iterator<Item = (&'a NamespacedName, &'a T)> {
+        map.range(NamespacedName::new(namespace, "")..).take_while(move |(key, _)| &*key.namespace == namespace)
+    }
+
+    /// The policies.
+    pub fn policies(&self) -> impl Iterator<Item = (&NamespacedName, &Policy)> {
+        self.policies.iter()
+    }
+
+    /// Fully qualified name of a service.
+    #[must_use]
+    pub fn hostname(&self, service: &NamespacedName) -> String {
+        format!("{}.{}.svc.{}", service.name, service.namespace, self.settings.cluster_domain)
+    }
+
+    /// Makes a change.
+    pub fn apply(&mut self, change: Change) {
+        match change {
+            Change::Namespace(name, value) => put(&mut self.namespaces, name, value),
+            Change::ServiceAccount(name, true) => drop(self.service_accounts.insert(name)),
+            Change::ServiceAccount(name, false) => drop(self.service_accounts.remove(&name)),
+            Change::Service(name, value) => put(&mut self.services, name, value),
+            Change::Pod(name, value) => put(&mut self.pods, name, value),
+            Change::Gateway(name, value) => put(&mut self.gateways, name, value),
+            Change::Policy(name, value) => self.policies.put(name, value),
+        }
+    }
+}
+
+fn put<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
+    match value {
+        Some(value) => drop(map.insert(key, value)),
+        None => drop(map.remove(&key)),
+    }
+}
+
+/// True if all of `wanted` is in `labels`.
+pub(crate) fn contains(labels: &Labels, wanted: &Labels) -> bool {
+    wanted.iter().all(|(key, value)| labels.get(key) == Some(value))
+}

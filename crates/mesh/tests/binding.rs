@@ -1,0 +1,200 @@
+//! Which waypoint fronts what: every row of `spec/control-plane.md` 1.4, and that nothing fails open.
+
+mod support;
+
+use ambit_mesh::{
+    binding::{self, Problem},
+    derive::derive,
+    inputs::{AllowedNamespaces, Change, LabelSelector, TargetPort},
+};
+use ambit_xds::{
+    ADDRESS_TYPE, WAYPOINT_TYPE,
+    waypoint::Bundle,
+    workload::{WaypointGuard, address::Type, gateway_address::Destination},
+};
+use prost::Message;
+use support::{decode_address, gateway, inputs, labels, name, namespace, pod, port, service};
+
+const USE: &str = "istio.io/use-waypoint";
+const USE_NS: &str = "istio.io/use-waypoint-namespace";
+const FOR: &str = "istio.io/waypoint-for";
+
+/// What is expected of a Service's binding.
+type Expected = Option<(&'static str, Option<Problem>)>;
+/// Labels.
+type Pairs = &'static [(&'static str, &'static str)];
+
+fn resolve(
+    ns: Pairs,
+    object: Pairs,
+    waypoint_for: Option<&'static str>,
+    allowed: AllowedNamespaces,
+) -> Option<(String, Option<Problem>)> {
+    let waypoint_labels: Vec<_> = waypoint_for.map(|value| (FOR, value)).into_iter().collect();
+    let mut other = gateway(&[], AllowedNamespaces::Same);
+    other.class = "istio".into();
+    let inputs = inputs([
+        namespace("a", ns),
+        namespace("b", &[]),
+        Change::Gateway(name("a/w"), Some(gateway(&waypoint_labels, AllowedNamespaces::Same))),
+        Change::Gateway(name("b/shared"), Some(gateway(&[], allowed))),
+        Change::Gateway(name("a/ingress"), Some(other)),
+    ]);
+    binding::of_service(&inputs, &name("a/s"), &service("x", object))
+        .map(|binding| (binding.request.gateway.to_string(), binding.problem))
+}
+
+#[test]
+fn a_service_is_bound_by_its_own_label_then_by_its_namespaces() {
+    let rows: [(&str, Pairs, Pairs, Expected); 9] = [
+        ("no label", &[], &[], None),
+        ("object label", &[], &[(USE, "w")], Some(("a/w", None))),
+        ("namespace label", &[(USE, "w")], &[], Some(("a/w", None))),
+        ("object wins over namespace", &[(USE, "gone")], &[(USE, "w")], Some(("a/w", None))),
+        ("object opts out", &[(USE, "w")], &[(USE, "none")], None),
+        ("namespace says none", &[(USE, "none")], &[], None),
+        (
+            "no fallback from a broken object label",
+            &[(USE, "w")],
+            &[(USE, "gone")],
+            Some(("a/gone", Some(Problem::Missing))),
+        ),
+        ("a Gateway of another class", &[], &[(USE, "ingress")], Some(("a/ingress", Some(Problem::NotAWaypoint)))),
+        (
+            "the object's namespace label doesn't combine with the namespace's",
+            &[(USE, "w"), (USE_NS, "b")],
+            &[(USE, "w")],
+            Some(("a/w", None)),
+        ),
+    ];
+    for (what, ns, object, expected) in rows {
+        let expected = expected.map(|(gateway, problem)| (gateway.to_owned(), problem));
+        assert_eq!(resolve(ns, object, None, AllowedNamespaces::Same), expected, "{what}");
+    }
+}
+
+#[test]
+fn a_waypoint_of_another_namespace_must_admit_the_services_namespace() {
+    let selector = |key: &str| {
+        AllowedNamespaces::Selector(LabelSelector { match_labels: labels(&[(key, "yes")]), ..LabelSelector::default() })
+    };
+    let rows = [
+        ("default", AllowedNamespaces::Same, Some(Problem::NotPermitted)),
+        ("all", AllowedNamespaces::All, None),
+        ("none", AllowedNamespaces::None, Some(Problem::NotPermitted)),
+        ("selector that fits", selector("team"), None),
+        ("selector that doesn't", selector("other"), Some(Problem::NotPermitted)),
+    ];
+    for (what, allowed, problem) in rows {
+        let own = resolve(&[("team", "yes")], &[(USE, "shared"), (USE_NS, "b")], None, allowed.clone());
+        assert_eq!(own, Some(("b/shared".to_owned(), problem)), "{what}, object label");
+        let inherited = resolve(&[("team", "yes"), (USE, "shared"), (USE_NS, "b")], &[], None, allowed);
+        assert_eq!(inherited, Some(("b/shared".to_owned(), problem)), "{what}, namespace label");
+    }
+}
+
+#[test]
+fn the_traffic_type_decides_who_may_bind() {
+    let by_object: [(Option<&'static str>, Option<Problem>); 6] = [
+        (None, None),
+        (Some("service"), None),
+        (Some("all"), None),
+        (Some("workload"), Some(Problem::TrafficType)),
+        (Some("none"), Some(Problem::TrafficType)),
+        (Some("nonsense"), Some(Problem::TrafficType)),
+    ];
+    for (value, problem) in by_object {
+        let own = resolve(&[], &[(USE, "w")], value, AllowedNamespaces::Same);
+        assert_eq!(own, Some(("a/w".to_owned(), problem)), "{value:?}");
+    }
+    // A namespace asks for all that is in it; a Gateway for workloads only leaves its services alone.
+    assert_eq!(resolve(&[(USE, "w")], &[], Some("workload"), AllowedNamespaces::Same), None);
+    let unknown = resolve(&[(USE, "w")], &[], Some("nonsense"), AllowedNamespaces::Same);
+    assert_eq!(unknown, Some(("a/w".to_owned(), Some(Problem::TrafficType))));
+}
+
+#[test]
+fn pods_bind_only_to_waypoints_for_workloads_and_waypoints_to_none() {
+    for (value, bound) in [("service", false), ("workload", true), ("all", true), ("none", false)] {
+        let mesh = inputs([
+            namespace("a", &[(USE, "w")]),
+            Change::Gateway(name("a/w"), Some(gateway(&[(FOR, value)], AllowedNamespaces::Same))),
+        ]);
+        let mut object = pod("u", "x", 2);
+        assert_eq!(binding::of_pod(&mesh, &name("a/p"), &object).is_some(), bound, "{value}");
+        object.waypoint = Some("w".into());
+        assert_eq!(binding::of_pod(&mesh, &name("a/p"), &object), None, "{value}: its own pod");
+    }
+}
+
+#[test]
+fn managed_services_have_no_waypoint() {
+    let labels = &[(USE, "w"), ("gateway.istio.io/managed", "istio.io-mesh-controller")];
+    assert_eq!(resolve(&[], labels, None, AllowedNamespaces::Same), None);
+}
+
+/// The waypoint hostname of service `a/s`, the guarded ports of its pod, and the services of waypoint `a/w`.
+fn published(
+    with_gateway: bool,
+    object: Pairs,
+    target: TargetPort,
+) -> (Option<String>, Vec<(u32, String)>, Vec<String>) {
+    let mut bound = service("x", object);
+    bound.ports = vec![port(80, target)];
+    let mut changes = vec![
+        namespace("a", &[("istio.io/dataplane-mode", "ambient")]),
+        Change::Service(name("a/s"), Some(bound)),
+        Change::Pod(name("a/p"), Some(pod("u", "x", 2))),
+    ];
+    if with_gateway {
+        changes.push(Change::Gateway(name("a/w"), Some(gateway(&[], AllowedNamespaces::Same))));
+    }
+    let resources = derive(&inputs(changes));
+    let address = |name: &str| decode_address(&resources[&(ADDRESS_TYPE, name.to_owned())]);
+    let Type::Service(service) = address("a/s.a.svc.cluster.local") else { panic!("a service") };
+    let Type::Workload(workload) = address("u") else { panic!("a workload") };
+    let hostname = service.waypoint.and_then(|waypoint| match waypoint.destination {
+        Some(Destination::Hostname(name)) => Some(name.hostname),
+        _ => None,
+    });
+    let guard = workload.extensions.first().and_then(|extension| extension.config.clone()).map(|any| {
+        let guard = WaypointGuard::decode(any.value.as_slice()).expect("a guard");
+        guard.ports.into_iter().map(|port| (port.target_port, port.waypoint_name)).collect()
+    });
+    let bundle = resources.get(&(WAYPOINT_TYPE, "a/w".to_owned())).map(|resource| {
+        let bundle = Bundle::decode(resource.value.as_slice()).expect("a bundle");
+        bundle.services.into_iter().map(|service| service.hostname).collect()
+    });
+    (hostname, guard.unwrap_or_default(), bundle.unwrap_or_default())
+}
+
+#[test]
+fn a_bound_service_guards_its_target_ports_and_is_in_the_bundle() {
+    let (hostname, guard, bundle) = published(true, &[(USE, "w")], TargetPort::Number(8080));
+    assert_eq!(hostname.as_deref(), Some("w.a.svc.cluster.local"));
+    assert_eq!(guard, [(8080, "w".to_owned())]);
+    assert_eq!(bundle, ["s.a.svc.cluster.local"]);
+}
+
+#[test]
+fn a_missing_waypoint_closes_the_way() {
+    let (hostname, guard, bundle) = published(false, &[(USE, "w")], TargetPort::Number(8080));
+    assert_eq!(hostname.as_deref(), Some("w.a.waypoint-missing.invalid"), "resolves to nothing, and says why");
+    assert_eq!(guard, [(8080, "w".to_owned())], "the guard still guards");
+    assert!(bundle.is_empty());
+}
+
+#[test]
+fn a_target_port_that_nothing_resolves_guards_every_port() {
+    let (_, guard, _) = published(true, &[(USE, "w")], TargetPort::Name("http".into()));
+    assert_eq!(guard, [(0, "w".to_owned())]);
+}
+
+#[test]
+fn only_the_word_off_opens_the_guard() {
+    let (hostname, guard, _) =
+        published(true, &[(USE, "w"), ("ambit.dev/waypoint-guard", "off")], TargetPort::Number(8080));
+    assert_eq!((hostname.as_deref(), guard.len()), (Some("w.a.svc.cluster.local"), 0));
+    let (_, guard, _) = published(true, &[(USE, "w"), ("ambit.dev/waypoint-guard", "false")], TargetPort::Number(8080));
+    assert_eq!(guard.len(), 1);
+}

@@ -1,0 +1,93 @@
+//! Accepts HBONE connections and hands out their tunnels.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use ambit_hbone::{Connection, Limits as HboneLimits};
+use ambit_telemetry::{DecisionRecord, Destination, Source};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::{
+    record::{Entry, refusal},
+    session::Client,
+    shared::Shared,
+    tunnel,
+};
+
+/// Accepts until a drain starts.
+pub(crate) async fn run(shared: Arc<Shared>, listener: TcpListener) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = shared.drain.cancelled() => return,
+        };
+        match accepted {
+            Ok((stream, peer)) => take(&shared, stream, peer),
+            Err(error) => {
+                // Out of descriptors, most likely: wait for some to come back.
+                tracing::warn!(waypoint = %shared.name, %error, "can't accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Fetches the waypoint's certificate, so that the first client doesn't wait for it.
+pub(crate) async fn prepare(shared: Arc<Shared>) {
+    if let Err(error) = shared.certificates.get(&shared.config.identity).await {
+        tracing::warn!(waypoint = %shared.name, %error, "no certificate yet");
+    }
+}
+
+/// Pause after a failed accept.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+fn take(shared: &Arc<Shared>, stream: TcpStream, peer: SocketAddr) {
+    let Ok(slot) = Arc::clone(&shared.connections).try_acquire_owned() else {
+        let source = Source { address: Some(peer), ..Source::default() };
+        let decision = refusal("too many HBONE connections are open");
+        let record = DecisionRecord::new(shared.enforcer(), source, Destination::default(), "TCP", &decision);
+        return Entry::new(record, shared.recorder.clone()).finish(None);
+    };
+    let connection = serve(Arc::clone(shared), stream, peer);
+    shared.tasks.spawn(async move {
+        connection.await;
+        drop(slot);
+    });
+}
+
+async fn serve(shared: Arc<Shared>, stream: TcpStream, peer: SocketAddr) {
+    let certificate = match shared.certificates.get(&shared.config.identity).await {
+        Ok(certificate) => certificate,
+        Err(error) => return tracing::warn!(waypoint = %shared.name, %error, "no certificate to serve with"),
+    };
+    match ambit_hbone::accept(stream, certificate, &HboneLimits::default()).await {
+        Ok(connection) => serve_tunnels(shared, connection).await,
+        Err(error) => tracing::info!(waypoint = %shared.name, %peer, %error, "HBONE connection refused"),
+    }
+}
+
+async fn serve_tunnels(shared: Arc<Shared>, mut connection: Connection) {
+    let address = connection.peer_addr();
+    let client = Client {
+        identity: connection.peer().clone(),
+        address: SocketAddr::new(address.ip().to_canonical(), address.port()),
+    };
+    let mut draining = false;
+    loop {
+        let next = tokio::select! {
+            next = connection.next() => next,
+            () = shared.drain.cancelled(), if !draining => {
+                draining = true;
+                connection.graceful_shutdown();
+                continue;
+            }
+        };
+        match next {
+            Some(Ok(request)) => shared.tasks.spawn(tunnel::serve(Arc::clone(&shared), client.clone(), request)),
+            Some(Err(error)) => {
+                tracing::debug!(waypoint = %shared.name, peer = %client.address, %error, "HBONE stream failed");
+            }
+            None => return,
+        }
+    }
+}

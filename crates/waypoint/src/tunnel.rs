@@ -1,0 +1,151 @@
+//! A CONNECT from a client: which service it asks for, and who serves it from there (`spec/ztunnel.md` 2.5, 2.6).
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use ambit_hbone::{ConnectRequest, Tunnel, copy::Reset};
+use ambit_mesh::{View, view::Service};
+use ambit_telemetry::{DecisionRecord, Destination};
+use ambit_xds::workload::AppProtocol;
+use http::{HeaderMap, Method, StatusCode, uri::Authority};
+
+use crate::{
+    detect::{self, Prefixed, Spoken},
+    http as http_server,
+    record::{Entry, refusal},
+    session::{Client, Session, Target},
+    shared::Shared,
+    tcp,
+};
+
+/// Answers a CONNECT and serves its tunnel to the end.
+pub(crate) async fn serve(shared: Arc<Shared>, client: Client, request: ConnectRequest) {
+    let view = shared.store.load();
+    let Ok(_slot) = Arc::clone(&shared.tunnels).try_acquire_owned() else {
+        let why = Refused::new(StatusCode::SERVICE_UNAVAILABLE, "too many tunnels are open".to_owned());
+        return refuse(&shared, &view, &client, request, why);
+    };
+    let target = match resolve(&shared, &view, &request) {
+        Ok(target) => target,
+        Err(why) => return refuse(&shared, &view, &client, request, why),
+    };
+    let session = Arc::new(Session::new(shared, client, target));
+    let protocol = match session.standing() {
+        Ok(standing) => standing.protocol,
+        Err(decision) => {
+            let mut entry = session.entry("TCP");
+            entry.decided(&decision, None);
+            entry.finish(Some(StatusCode::SERVICE_UNAVAILABLE.as_u16()));
+            return request.refuse(StatusCode::SERVICE_UNAVAILABLE);
+        }
+    };
+    drop(view);
+    match request.accept(HeaderMap::new()) {
+        Ok(tunnel) => serve_stream(session, protocol, tunnel).await,
+        Err(error) => tracing::debug!(%error, "tunnel ended before it was open"),
+    }
+}
+
+/// Why a CONNECT isn't accepted.
+struct Refused {
+    status: StatusCode,
+    reason: String,
+    service: Option<Arc<str>>,
+    address: Option<SocketAddr>,
+}
+
+async fn serve_stream(session: Arc<Session>, protocol: AppProtocol, tunnel: Tunnel) {
+    let limits = session.shared.config.limits;
+    let detected = match protocol {
+        AppProtocol::Tcp | AppProtocol::Tls => return tcp::serve(session, tunnel).await,
+        AppProtocol::Unknown => detect::any(tunnel, limits.detection_timeout).await,
+        AppProtocol::Http11 | AppProtocol::Http2 | AppProtocol::Grpc => detect::http(tunnel, limits.idle_timeout).await,
+    };
+    match detected {
+        Ok((Spoken::Http1, stream)) => http_server::serve_http1(session, stream).await,
+        Ok((Spoken::Http2, stream)) => http_server::serve_http2(session, stream).await,
+        Ok((Spoken::Tcp, stream)) => tcp::serve(session, stream).await,
+        Err(error) => tracing::debug!(%error, "tunnel ended before its protocol was known"),
+    }
+}
+
+fn resolve(shared: &Shared, view: &View, request: &ConnectRequest) -> Result<Target, Refused> {
+    let bad = |reason: &str| Refused::new(StatusCode::BAD_REQUEST, reason.to_owned());
+    if request.method() != Method::CONNECT {
+        return Err(bad("only CONNECT is served"));
+    }
+    let authority = request.authority().ok_or_else(|| bad("the CONNECT names no destination"))?;
+    let port = authority.port_u16().ok_or_else(|| bad("the CONNECT names no port"))?;
+    let unknown = |what: &str| {
+        let reason = format!("`{what}` is no service that waypoint `{}` serves", shared.name);
+        Refused::new(StatusCode::NOT_FOUND, reason)
+    };
+    let bundle = view.waypoint(&shared.config.namespace, &shared.config.name).ok_or_else(|| {
+        let reason = format!("waypoint `{}` has no configuration yet", shared.name);
+        Refused::new(StatusCode::SERVICE_UNAVAILABLE, reason)
+    })?;
+    let (service, ip) = match ip_of(authority) {
+        Some(ip) => (view.service_by_vip(ip), Some(ip)),
+        None => {
+            let named = |hostname: &str| hostname.eq_ignore_ascii_case(authority.host());
+            let key = bundle.services.keys().find(|key| named(&key.hostname));
+            (key.and_then(|key| view.service(key)), None)
+        }
+    };
+    let service = service.ok_or_else(|| unknown(authority.as_str()))?;
+    let ip = ip.or_else(|| service.vips.first().copied()).ok_or_else(|| unknown(authority.as_str()))?;
+    let address = SocketAddr::new(ip, port);
+    let name = name_of(service);
+    if !bundle.services.contains_key(&service.key) {
+        return Err(unknown(&name).about(name, address));
+    }
+    if !service.ports.contains_key(&port) {
+        let reason = format!("service `{name}` has no port {port}");
+        return Err(Refused::new(StatusCode::SERVICE_UNAVAILABLE, reason).about(name, address));
+    }
+    Ok(Target { service: service.key.clone(), name, address })
+}
+
+fn refuse(shared: &Shared, view: &View, client: &Client, request: ConnectRequest, why: Refused) {
+    let address = why.address.or_else(|| {
+        let authority = request.authority()?;
+        Some(SocketAddr::new(ip_of(authority)?, authority.port_u16()?))
+    });
+    let destination = Destination { service: why.service, workload: None, address };
+    let decision = refusal(&why.reason);
+    let record = DecisionRecord::new(shared.enforcer(), client.source(view), destination, "TCP", &decision);
+    Entry::new(record, shared.recorder.clone()).finish(Some(why.status.as_u16()));
+    request.refuse(why.status);
+}
+
+fn ip_of(authority: &Authority) -> Option<IpAddr> {
+    let host = authority.host();
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    bare.parse::<IpAddr>().ok().map(|ip| ip.to_canonical())
+}
+
+fn name_of(service: &Service) -> Arc<str> {
+    format!("{}/{}", service.key.namespace, service.name).into()
+}
+
+// === impl Refused ===
+
+impl Refused {
+    fn new(status: StatusCode, reason: String) -> Self {
+        Self { status, reason, service: None, address: None }
+    }
+
+    fn about(self, service: Arc<str>, address: SocketAddr) -> Self {
+        Self { service: Some(service), address: Some(address), ..self }
+    }
+}
+
+// === impl Prefixed ===
+
+impl<S: Reset> Reset for Prefixed<S> {
+    fn reset(&mut self) {
+        self.stream_mut().reset();
+    }
+}

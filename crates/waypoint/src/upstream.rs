@@ -1,0 +1,456 @@
+//! The way to the backend: an endpoint, a tunnel to it under the waypoint's own identity, and HTTP inside.
+//!
+//! INVARIANT: [`Upstreams`] belongs to one client tunnel, so no upstream connection ever carries the requests of two
+//! identities.
+
+use std::{
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{Mutex, PoisonError},
+    task::{Context, Poll},
+    time::Instant,
+};
+
+use ambit_hbone::{Connect, ConnectError, Tunnel, copy::Reset, socket};
+use ambit_mesh::View;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, request};
+use http_body::Body as _;
+use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
+use hyper::{body::Incoming, client::conn};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+
+use crate::{
+    balance::{self, Endpoint, InFlight},
+    limits::{
+        HTTP2_CONNECTION_WINDOW_BYTES, HTTP2_FRAME_BYTES, HTTP2_SEND_BUFFER_BYTES, HTTP2_STREAM_WINDOW_BYTES,
+        MAX_ENDPOINT_TRIES, MAX_HEADER_BYTES, MAX_HTTP1_BUFFER_BYTES, MAX_IDLE_UPSTREAMS, REUSE_WAIT,
+    },
+    record::{Entry, micros_since},
+    respond,
+    session::{Client, Session},
+    shared::{Shared, Tasks},
+};
+
+/// Bodies in both directions.
+pub(crate) type Body = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
+
+/// HTTP version spoken to the backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2 with prior knowledge.
+    Http2,
+}
+
+/// HTTP connections of one client tunnel to the endpoints it has used.
+#[derive(Debug, Default)]
+pub(crate) struct Upstreams {
+    http1: Mutex<Vec<Http1>>,
+    http2: Mutex<Vec<Http2>>,
+}
+
+/// A byte stream to an endpoint.
+#[derive(Debug)]
+pub(crate) enum Stream {
+    /// Through HBONE.
+    Tunnel(Box<Tunnel>),
+    /// To a workload that isn't in the mesh.
+    Plain(TcpStream),
+}
+
+/// Why no endpoint answered.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// There is none to try.
+    #[error("service `{service}` has no healthy endpoint for port {port}")]
+    NoEndpoint {
+        /// `namespace/name`.
+        service: String,
+        /// The service's port.
+        port: u16,
+    },
+    /// It can't be reached.
+    #[error("endpoint `{address}` can't be reached: {reason}")]
+    Connect {
+        /// Pod address and target port.
+        address: SocketAddr,
+        /// What failed.
+        reason: String,
+    },
+    /// The client didn't send its request to the end, or not in a form that can be read.
+    #[error("the request's body can't be read: {reason}")]
+    Request {
+        /// What failed.
+        reason: String,
+    },
+    /// It was reached and gave no answer.
+    #[error("endpoint `{address}` gave no answer: {reason}")]
+    Exchange {
+        /// Pod address and target port.
+        address: SocketAddr,
+        /// What failed.
+        reason: String,
+    },
+}
+
+/// Sends a request to an endpoint of the session's service and waits for the response's head.
+///
+/// # Errors
+/// When no endpoint can be reached, or the one that was reached gave no answer and the request can't be repeated.
+pub(crate) async fn send(
+    session: &Session,
+    view: &View,
+    protocol: Protocol,
+    mut request: Request<Body>,
+    entry: &mut Entry,
+) -> Result<(Response<Incoming>, InFlight), Error> {
+    let mut may_reuse = true;
+    loop {
+        let (endpoint, mut sender, reused) = session.upstreams.reach(session, view, protocol, may_reuse, entry).await?;
+        entry.endpoint(&endpoint);
+        let in_flight = session.shared.loads.add(&endpoint);
+        // Only a connection that was idle can turn out to have been closed meanwhile.
+        let spare = if reused { Spare::of(&request) } else { None };
+        let start = Instant::now();
+        let failure = match sender.send(request).await {
+            Ok(response) => {
+                entry.answered(micros_since(start));
+                session.upstreams.put_back(endpoint, sender);
+                return Ok((response, in_flight));
+            }
+            Err(failure) => failure,
+        };
+        let reason = describe(&failure.error);
+        // Hyper's word for errors of the body it was given to send.
+        if failure.error.is_user() {
+            return Err(Error::Request { reason });
+        }
+        let error = Error::Exchange { address: endpoint.address, reason };
+        request = match (reused, failure.unsent, spare) {
+            (true, Some(unsent), _) => unsent,
+            (true, None, Some(spare)) => spare.restore(),
+            _ => return Err(error),
+        };
+        may_reuse = false;
+    }
+}
+
+/// Opens a byte stream to one of the service's endpoints.
+///
+/// # Errors
+/// When none of the tried ones can be reached.
+pub(crate) async fn open(session: &Session, view: &View, entry: &mut Entry) -> Result<(Endpoint, Stream), Error> {
+    let mut tried = Vec::new();
+    let mut last = None;
+    while tried.len() < MAX_ENDPOINT_TRIES {
+        let Some(endpoint) = session.pick(view, &tried) else { break };
+        match connect(session, &endpoint, entry).await {
+            Ok(stream) => return Ok((endpoint, stream)),
+            Err(error) => last = Some(error),
+        }
+        tried.push(endpoint.address);
+    }
+    Err(last.unwrap_or_else(|| session.no_endpoint()))
+}
+
+#[derive(Debug)]
+struct Http1 {
+    endpoint: Endpoint,
+    sender: conn::http1::SendRequest<Body>,
+}
+
+#[derive(Debug)]
+struct Http2 {
+    endpoint: Endpoint,
+    sender: conn::http2::SendRequest<Body>,
+}
+
+enum Sender {
+    Http1(conn::http1::SendRequest<Body>),
+    Http2(conn::http2::SendRequest<Body>),
+}
+
+struct SendFailure {
+    error: hyper::Error,
+    /// The request, if no byte of it was sent.
+    unsent: Option<Request<Body>>,
+}
+
+/// A request that may be sent again: it has no body, and doing it twice is doing it once.
+struct Spare(request::Parts);
+
+const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
+const AMBIT_SOURCE: HeaderName = HeaderName::from_static("ambit-source");
+
+async fn connect(session: &Session, endpoint: &Endpoint, entry: &mut Entry) -> Result<Stream, Error> {
+    let start = Instant::now();
+    let shared = &session.shared;
+    let opened = tokio::time::timeout(shared.config.limits.connect_timeout, async {
+        if endpoint.workload.hbone {
+            let tunnel = shared.pool.connect(tunnel_to(shared, &session.client, endpoint)).await;
+            tunnel.map(|tunnel| Stream::Tunnel(Box::new(tunnel))).map_err(|error: ConnectError| error.to_string())
+        } else {
+            let options = socket::ConnectOptions { mark: shared.config.mark, ..Default::default() };
+            let stream = socket::connect(&*shared.network, endpoint.address, &options).await;
+            stream.map(Stream::Plain).map_err(|error| error.to_string())
+        }
+    });
+    let outcome = opened.await.unwrap_or_else(|_elapsed| Err("no answer in time".to_owned()));
+    entry.connected(micros_since(start));
+    outcome.map_err(|reason| {
+        entry.endpoint(endpoint);
+        Error::Connect { address: endpoint.address, reason }
+    })
+}
+
+fn tunnel_to(shared: &Shared, client: &Client, endpoint: &Endpoint) -> Connect {
+    let mut headers = HeaderMap::with_capacity(2);
+    // Addresses and SPIFFE identities consist of visible ASCII, so both conversions succeed.
+    if let Ok(value) = HeaderValue::try_from(format!("for=\"{}\"", client.address)) {
+        headers.insert(FORWARDED, value);
+    }
+    if let Ok(value) = HeaderValue::try_from(client.identity.to_string()) {
+        headers.insert(AMBIT_SOURCE, value);
+    }
+    Connect {
+        network: std::sync::Arc::clone(&shared.network),
+        source: shared.config.identity.clone(),
+        peer: SocketAddr::new(endpoint.address.ip(), shared.config.hbone_port),
+        expected: vec![endpoint.workload.identity.clone()],
+        authority: endpoint.address.to_string(),
+        headers,
+        mark: shared.config.mark,
+    }
+}
+
+async fn handshake(stream: Stream, protocol: Protocol, tasks: &Tasks) -> hyper::Result<Sender> {
+    match protocol {
+        Protocol::Http1 => {
+            let (sender, connection) = conn::http1::Builder::new()
+                .max_buf_size(MAX_HTTP1_BUFFER_BYTES)
+                .handshake(TokioIo::new(stream))
+                .await?;
+            tasks.spawn(async move {
+                // Its error is also the request's.
+                let _ = connection.with_upgrades().await;
+            });
+            Ok(Sender::Http1(sender))
+        }
+        Protocol::Http2 => {
+            let (sender, connection) = conn::http2::Builder::new(tasks.clone())
+                .initial_stream_window_size(HTTP2_STREAM_WINDOW_BYTES)
+                .initial_connection_window_size(HTTP2_CONNECTION_WINDOW_BYTES)
+                .max_frame_size(HTTP2_FRAME_BYTES)
+                .max_header_list_size(MAX_HEADER_BYTES as u32)
+                .max_send_buf_size(HTTP2_SEND_BUFFER_BYTES)
+                .handshake(TokioIo::new(stream))
+                .await?;
+            tasks.spawn(async move {
+                let _ = connection.await;
+            });
+            Ok(Sender::Http2(sender))
+        }
+    }
+}
+
+/// An error with all its causes: hyper's own text leaves them out.
+fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+// === impl Upstreams ===
+
+impl Upstreams {
+    /// A connection on which a request can be sent now, and whether it has been used before.
+    async fn reach(
+        &self,
+        session: &Session,
+        view: &View,
+        protocol: Protocol,
+        may_reuse: bool,
+        entry: &mut Entry,
+    ) -> Result<(Endpoint, Sender, bool), Error> {
+        let mut tried = Vec::new();
+        let mut last = None;
+        while tried.len() < MAX_ENDPOINT_TRIES {
+            let Some(endpoint) = session.pick(view, &tried) else { break };
+            if may_reuse && let Some(sender) = self.take(protocol, &endpoint).await {
+                return Ok((endpoint, sender, true));
+            }
+            match connect(session, &endpoint, entry).await {
+                Ok(stream) => match handshake(stream, protocol, &session.shared.tasks).await {
+                    Ok(sender) => return Ok((endpoint, sender, false)),
+                    Err(error) => {
+                        last = Some(Error::Exchange { address: endpoint.address, reason: describe(&error) });
+                    }
+                },
+                Err(error) => last = Some(error),
+            }
+            tried.push(endpoint.address);
+        }
+        Err(last.unwrap_or_else(|| session.no_endpoint()))
+    }
+
+    async fn take(&self, protocol: Protocol, endpoint: &Endpoint) -> Option<Sender> {
+        match protocol {
+            Protocol::Http1 => {
+                let mut sender = {
+                    let mut idle = self.http1.lock().unwrap_or_else(PoisonError::into_inner);
+                    idle.retain(|connection| !connection.sender.is_closed());
+                    let mine = |connection: &Http1| connection.endpoint == *endpoint;
+                    let ready = |connection: &Http1| mine(connection) && connection.sender.is_ready();
+                    let position = idle.iter().position(ready).or_else(|| idle.iter().position(mine))?;
+                    idle.swap_remove(position).sender
+                };
+                let ready = tokio::time::timeout(REUSE_WAIT, sender.ready()).await;
+                match ready {
+                    Ok(ready) => ready.is_ok().then_some(Sender::Http1(sender)),
+                    Err(_elapsed) => {
+                        self.put_back(endpoint.clone(), Sender::Http1(sender));
+                        None
+                    }
+                }
+            }
+            Protocol::Http2 => {
+                let mut open = self.http2.lock().unwrap_or_else(PoisonError::into_inner);
+                open.retain(|connection| !connection.sender.is_closed());
+                let found = open.iter().find(|connection| connection.endpoint == *endpoint)?;
+                Some(Sender::Http2(found.sender.clone()))
+            }
+        }
+    }
+
+    fn put_back(&self, endpoint: Endpoint, sender: Sender) {
+        match sender {
+            Sender::Http1(sender) => {
+                let mut idle = self.http1.lock().unwrap_or_else(PoisonError::into_inner);
+                // One that doesn't fit ends when its response has.
+                if idle.len() < MAX_IDLE_UPSTREAMS && !sender.is_closed() {
+                    idle.push(Http1 { endpoint, sender });
+                }
+            }
+            Sender::Http2(sender) => {
+                let mut open = self.http2.lock().unwrap_or_else(PoisonError::into_inner);
+                let known = open.iter().any(|connection| connection.endpoint == endpoint);
+                if !known && open.len() < MAX_IDLE_UPSTREAMS {
+                    open.push(Http2 { endpoint, sender });
+                }
+            }
+        }
+    }
+}
+
+// === impl Sender ===
+
+impl Sender {
+    async fn send(&mut self, request: Request<Body>) -> Result<Response<Incoming>, SendFailure> {
+        let sent = match self {
+            Self::Http1(sender) => sender.try_send_request(request).await,
+            Self::Http2(sender) => sender.try_send_request(request).await,
+        };
+        sent.map_err(|mut failure| {
+            let unsent = failure.take_message();
+            SendFailure { error: failure.into_error(), unsent }
+        })
+    }
+}
+
+// === impl Spare ===
+
+impl Spare {
+    fn of(request: &Request<Body>) -> Option<Self> {
+        let idempotent = [Method::GET, Method::HEAD, Method::OPTIONS, Method::TRACE, Method::PUT, Method::DELETE];
+        if !request.body().is_end_stream() || !idempotent.contains(request.method()) {
+            return None;
+        }
+        let (mut head, ()) = Request::new(()).into_parts();
+        head.method = request.method().clone();
+        head.uri = request.uri().clone();
+        head.version = request.version();
+        head.headers = request.headers().clone();
+        Some(Self(head))
+    }
+
+    fn restore(self) -> Request<Body> {
+        Request::from_parts(self.0, respond::empty())
+    }
+}
+
+// === impl Session ===
+
+impl Session {
+    fn pick(&self, view: &View, tried: &[SocketAddr]) -> Option<Endpoint> {
+        let (loads, random) = (&self.shared.loads, &self.shared.random);
+        balance::pick(view, &self.target.service, self.target.address.port(), tried, loads, random)
+    }
+
+    fn no_endpoint(&self) -> Error {
+        Error::NoEndpoint { service: self.target.name.to_string(), port: self.target.address.port() }
+    }
+}
+
+/// Makes any body one of ours.
+pub(crate) fn boxed<B>(body: B) -> Body
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    body.map_err(Into::into).boxed_unsync()
+}
+
+// === impl Stream ===
+
+impl Reset for Stream {
+    fn reset(&mut self) {
+        match self {
+            Self::Tunnel(tunnel) => tunnel.reset(),
+            Self::Plain(stream) => stream.reset(),
+        }
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match &mut *self {
+            Self::Tunnel(tunnel) => Pin::new(tunnel).poll_read(cx, buffer),
+            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut *self {
+            Self::Tunnel(tunnel) => Pin::new(tunnel).poll_write(cx, bytes),
+            Self::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut *self {
+            Self::Tunnel(tunnel) => Pin::new(tunnel).poll_flush(cx),
+            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut *self {
+            Self::Tunnel(tunnel) => Pin::new(tunnel).poll_shutdown(cx),
+            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}

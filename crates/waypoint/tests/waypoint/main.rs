@@ -1,0 +1,11 @@
+//! The waypoint on real traffic: HBONE in and out over loopback, real certificates, real policies, raw bytes.
+
+mod backend;
+mod denial;
+mod failure;
+mod http1;
+mod http2;
+mod identity;
+mod load;
+mod mesh;
+mod tcp;

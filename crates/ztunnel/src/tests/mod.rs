@@ -1,0 +1,9 @@
+//! Tests with real sockets and real TLS on loopback, and of the pure parts by tables.
+
+pub(crate) mod fixture;
+
+mod guard;
+mod inbound;
+mod live;
+mod outbound;
+mod route;
