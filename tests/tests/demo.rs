@@ -9,7 +9,8 @@ fn the_demo_passes_every_check() {
         let output = finish(place.ambit().args(["demo", "--output", "json"]));
         let report: serde_json::Value =
             serde_json::from_str(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"));
-        let failed: Vec<_> = report["checks"].as_array().expect("checks").iter().filter(|check| check["ok"] != true).collect();
+        let failed: Vec<_> =
+            report["checks"].as_array().expect("checks").iter().filter(|check| check["ok"] != true).collect();
         assert!(failed.is_empty(), "as {}: {failed:#?}\n{}", place.user(), output.stderr);
         assert_eq!(output.code, 0);
         assert_eq!(report["failed"], 0);

@@ -8,14 +8,39 @@ const BROKEN: &[(&str, &str, &str, &[&str])] = &[
     ("not YAML", "spec:\n  gatewayClassName", "spec: [\n  gatewayClassName", &["complete-example.yaml:"]),
     ("a wrong type", "port: 5000", "port: many", &["complete-example.yaml:", "Service kagenti-system/mlflow", "port"]),
     ("an unknown field", "principals:", "principal:", &["complete-example.yaml:", "principal"]),
-    ("a group that doesn't fit", "group: \"\"", "group: apps", &["complete-example.yaml:", "AuthorizationPolicy kagenti-system/mlflow-traces-from-otel", "group"]),
+    (
+        "a group that doesn't fit",
+        "group: \"\"",
+        "group: apps",
+        &["complete-example.yaml:", "AuthorizationPolicy kagenti-system/mlflow-traces-from-otel", "group"],
+    ),
     ("a missing target", "name: mlflow\n  action", "name: mlfow\n  action", &["complete-example.yaml:", "mlfow"]),
-    ("another namespace", "name: mlflow\n  action", "name: mlflow\n      namespace: other-team\n  action", &["complete-example.yaml:", "namespace"]),
-    ("a missing waypoint", "use-waypoint: mlflow-waypoint", "use-waypoint: mlflow-waypiont", &["complete-example.yaml:", "mlflow-waypiont"]),
+    (
+        "another namespace",
+        "name: mlflow\n  action",
+        "name: mlflow\n      namespace: other-team\n  action",
+        &["complete-example.yaml:", "namespace"],
+    ),
+    (
+        "a missing waypoint",
+        "use-waypoint: mlflow-waypoint",
+        "use-waypoint: mlflow-waypiont",
+        &["complete-example.yaml:", "mlflow-waypiont"],
+    ),
     ("another port", "port: 15008", "port: 15009", &["complete-example.yaml:", "15008"]),
     ("another protocol", "protocol: HBONE", "protocol: HTTP", &["complete-example.yaml:", "HBONE"]),
-    ("selector and targetRefs", "  targetRefs:", "  selector:\n    matchLabels: {app: mlflow}\n  targetRefs:", &["complete-example.yaml:", "selector", "targetRefs"]),
-    ("two Services of one name", "---\n# Authorization Policy", "---\napiVersion: v1\nkind: Service\nmetadata: {name: mlflow, namespace: kagenti-system}\nspec: {ports: [{port: 1}], selector: {app: mlflow}}\n---\n# Authorization Policy", &["complete-example.yaml:", "Service kagenti-system/mlflow"]),
+    (
+        "selector and targetRefs",
+        "  targetRefs:",
+        "  selector:\n    matchLabels: {app: mlflow}\n  targetRefs:",
+        &["complete-example.yaml:", "selector", "targetRefs"],
+    ),
+    (
+        "two Services of one name",
+        "---\n# Authorization Policy",
+        "---\napiVersion: v1\nkind: Service\nmetadata: {name: mlflow, namespace: kagenti-system}\nspec: {ports: [{port: 1}], selector: {app: mlflow}}\n---\n# Authorization Policy",
+        &["complete-example.yaml:", "Service kagenti-system/mlflow"],
+    ),
 ];
 
 #[test]

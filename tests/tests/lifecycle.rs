@@ -92,7 +92,8 @@ fn a_killed_mesh_leaves_nothing_that_stops_the_next() {
         assert_eq!(links(), before);
         let mesh = Mesh::up(place, &["-f", "mlflow"]);
         mesh.wait_for("is ready");
-        let answers = mesh.ask(&["-n", "kagenti-system", "--sa", "otel-collector"], "mlflow:5000", &[("POST", "/v1/traces")]);
+        let answers =
+            mesh.ask(&["-n", "kagenti-system", "--sa", "otel-collector"], "mlflow:5000", &[("POST", "/v1/traces")]);
         assert_eq!(answers[0]["status"], 200);
     });
 }

@@ -35,9 +35,9 @@ pub struct Args {
 
 /// Serves until the process ends. `/health` answers 200; `/count` says how many other requests came so far.
 pub async fn run(args: Args) -> Result<(), Failure> {
-    let listener = TcpListener::bind(args.listen)
-        .await
-        .map_err(|error| Failure::new(format!("can't listen on {}: {error}; choose another with --listen", args.listen)))?;
+    let listener = TcpListener::bind(args.listen).await.map_err(|error| {
+        Failure::new(format!("can't listen on {}: {error}; choose another with --listen", args.listen))
+    })?;
     println!("echo listens on {}", args.listen);
     let count = Arc::new(AtomicU64::new(0));
     loop {
@@ -55,7 +55,11 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     }
 }
 
-async fn answer(request: Request<Incoming>, peer: SocketAddr, count: Arc<AtomicU64>) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn answer(
+    request: Request<Incoming>,
+    peer: SocketAddr,
+    count: Arc<AtomicU64>,
+) -> Result<Response<Full<Bytes>>, Infallible> {
     let path = request.uri().path().to_owned();
     match path.as_str() {
         "/health" => return Ok(reply(StatusCode::OK, &json!({"status": "ok"}))),

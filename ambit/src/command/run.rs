@@ -51,6 +51,7 @@ pub fn run(args: Args) -> Result<ExitCode, Failure> {
         working_dir: env::current_dir().unwrap_or_else(|_| PathBuf::from("/")),
     };
     let code = exec_in(&session, &spec).map_err(|error| Failure::new(error.to_string()))?;
+    session.end();
     Ok(ExitCode::from(code))
 }
 

@@ -28,8 +28,7 @@ enum Format {
 
 /// Prints the pods.
 pub fn run(args: &Args) -> Result<ExitCode, Failure> {
-    let (response, _) =
-        args.mesh.connect()?.call(&Request::Status).map_err(|error| Failure::new(error.to_string()))?;
+    let (response, _) = args.mesh.connect()?.call(&Request::Status).map_err(|error| Failure::new(error.to_string()))?;
     let Response::Status(status) = response else {
         return Err(Failure::new("the mesh gave another answer than asked for; is it of the same version?"));
     };

@@ -26,7 +26,8 @@ pub fn run(args: Args) -> Result<ExitCode, Failure> {
     match launch()? {
         Role::Host(host) => Ok(host.run()),
         Role::Node(node) => {
-            let options = Options { mesh: args.mesh.name().to_owned(), paths: args.filename, access_log: args.access_log };
+            let options =
+                Options { mesh: args.mesh.name().to_owned(), paths: args.filename, access_log: args.access_log };
             local::run(options, node)
         }
     }

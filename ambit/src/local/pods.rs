@@ -255,12 +255,7 @@ fn start(
 }
 
 /// Tells the control plane when the pod is ready and when it isn't, until it is to stop.
-async fn report_readiness(
-    surroundings: &Surroundings,
-    plan: &PodPlan,
-    inside: &Inside,
-    stop: &CancellationToken,
-) {
+async fn report_readiness(surroundings: &Surroundings, plan: &PodPlan, inside: &Inside, stop: &CancellationToken) {
     let Inside::Containers(supervisor) = inside else {
         surroundings.control_plane.set_ready(&plan.uid, true);
         stop.cancelled().await;

@@ -95,7 +95,8 @@ impl Writer {
             super::print_line(&Line(record).to_string());
         }
         let Some(log) = &mut self.log else { return };
-        let result = serde_json::to_writer(&mut *log, record).map_err(io::Error::from).and_then(|()| log.write_all(b"\n"));
+        let result =
+            serde_json::to_writer(&mut *log, record).map_err(io::Error::from).and_then(|()| log.write_all(b"\n"));
         self.tell(result);
     }
 

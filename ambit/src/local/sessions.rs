@@ -151,7 +151,12 @@ impl Sessions {
         result
     }
 
-    async fn carry(&self, connection: &ControlConnection, plan: &PodPlan, destination: SocketAddr) -> Result<(), String> {
+    async fn carry(
+        &self,
+        connection: &ControlConnection,
+        plan: &PodPlan,
+        destination: SocketAddr,
+    ) -> Result<(), String> {
         // Kept, so that the pod lasts as long as the forward.
         let _namespaces = self.start(plan).await?;
         let message = format!("enters the mesh as {} for {destination}", plan.identity);
@@ -265,7 +270,9 @@ fn check_version(version: u32) -> Result<(), String> {
     if version == VERSION {
         return Ok(());
     }
-    Err(format!("this mesh speaks version {VERSION} of the control protocol, the command {version}; use one build for both"))
+    Err(format!(
+        "this mesh speaks version {VERSION} of the control protocol, the command {version}; use one build for both"
+    ))
 }
 
 fn stream(fd: OwnedFd) -> Option<TcpStream> {

@@ -79,9 +79,15 @@ pub fn render(diagnostics: &[Diagnostic], color: bool) -> String {
     let theme = if color { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };
     let handler = GraphicalReportHandler::new_themed(theme).with_width(RENDER_WIDTH).with_links(false);
     let mut out = String::new();
-    for diagnostic in diagnostics {
+    for (index, diagnostic) in diagnostics.iter().enumerate() {
+        if index > 0 {
+            out.push('\n');
+        }
         if handler.render_report(&mut out, &Drawn(diagnostic)).is_err() {
-            out.push_str(&format!("{diagnostic}\n"));
+            out.push_str(&diagnostic.to_string());
+        }
+        if !out.ends_with('\n') {
+            out.push('\n');
         }
     }
     out
@@ -311,7 +317,7 @@ impl miette::Diagnostic for Diagnostic {
 
     fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
         let place = self.place.as_ref()?;
-        let label = LabeledSpan::new_with_span(Some("here".to_owned()), place.span.clone());
+        let label = LabeledSpan::new_with_span(None, place.span.clone());
         Some(Box::new(std::iter::once(label)))
     }
 }

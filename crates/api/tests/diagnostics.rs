@@ -359,8 +359,7 @@ fn the_drawing_shows_the_line_with_a_caret_and_the_help() {
     ╭─[mesh.yaml:10:9]
   9 │     - operation:
  10 │         methodz: [GET]
-    ·         ───┬───
-    ·            ╰── here
+    ·         ───────
     ╰────
   help: did you mean `methods`?
 ";

@@ -228,6 +228,7 @@ fn rows_30_to_32_conditions() {
         "request.headers[]",
         "request.headers[a][b]",
         "request.headers[a b]",
+        "request.headers[:]",
         "request.headers[a",
         "request.headers[",
         "request.headers]a[",
@@ -240,6 +241,7 @@ fn rows_30_to_32_conditions() {
     }
     passes(&when("key: source.trustDomain, values: [a/b]"));
     passes(&when("key: \"request.auth.claims[a.b][c]\", values: [x]"));
+    passes(&when("key: \"request.headers[:method]\", values: [GET]"));
     passes(&when("key: \"request.headers[X-Team]\", notValues: [\"*\"]"));
 }
 
@@ -262,7 +264,8 @@ fn values_that_can_never_match() {
     }
     trips(&source("notPrincipals: [otel]"), codes::SUSPICIOUS_VALUE, &format!("{SOURCE}.notPrincipals[0]"));
     passes(&source("principals: [cluster.local/ns/a/sa/b, \"cluster.local/*\", \"*/sa/b\", \"*\"]"));
-    trips(&source("namespaces: [Team_A]"), codes::NEVER_MATCHES, &format!("{SOURCE}.namespaces[0]"));
+    trips(&source("namespaces: [a/b]"), codes::NEVER_MATCHES, &format!("{SOURCE}.namespaces[0]"));
+    trips(&source("namespaces: [Team_A]"), codes::SUSPICIOUS_VALUE, &format!("{SOURCE}.namespaces[0]"));
     for bad in ["v1/traces", "/v1?x=1", "/x/../y", "/a b"] {
         trips(&operation(&format!("paths: [\"{bad}\"]")), codes::NEVER_MATCHES, &format!("{OPERATION}.paths[0]"));
     }

@@ -5,7 +5,7 @@ pub const MAX_PODS: usize = 1024;
 /// Replicas of one Deployment.
 pub const MAX_REPLICAS: usize = 128;
 /// Services and waypoints together.
-pub const MAX_SERVICES: usize = 8192;
+pub const MAX_SERVICES: usize = 4096;
 /// Containers of one pod.
 pub const MAX_CONTAINERS: usize = 32;
 /// Requests that may wait for the control plane.

@@ -55,6 +55,7 @@ async fn an_edit_is_in_force_within_100_ms() {
         edit(&file, &format!("/v{}/traces", round - 1), &format!("/v{round}/traces"));
         mesh.until("the edit is in force", |_| allowed(&format!("/v{round}/traces"))).await;
         best = best.min(started.elapsed());
+        println!("in force after {:?}", started.elapsed());
         // multiple-rules.yaml allows /v1/traces all the time.
         assert!(round == 2 || !allowed(&format!("/v{}/traces", round - 1)), "the old text isn't");
         tokio::time::sleep(Duration::from_millis(60)).await;
@@ -153,4 +154,25 @@ async fn a_reload_that_was_asked_for_returns_when_it_is_in_force() {
     let error = mesh.local.handle.reload().await.expect_err("the waypoint is gone");
     assert!(error.diagnostics.iter().any(ambit_api::Diagnostic::is_error));
     assert!(mesh.waypoint_verdict("otel-collector", "POST", "/v9/traces").is_allowed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_being_written_is_not_taken_for_empty() {
+    use std::io::Write;
+    let folder = copy();
+    let mut mesh = running(&[folder.path()]).await;
+    let path = folder.path().join("multiple-rules.yaml");
+    let start = mesh.local.events.try_recv();
+    assert!(matches!(start, Ok(Event::Applied { .. })), "{start:?}");
+    let text = fs::read_to_string(&path).expect("readable");
+    let mut file = fs::File::create(&path).expect("truncated");
+    // Nothing may be told of this until the writer is done.
+    let early = tokio::time::timeout(Duration::from_millis(300), mesh.local.events.recv()).await;
+    assert!(early.is_err(), "{early:?}");
+    assert!(mesh.waypoint_verdict("kagenti-ui", "GET", "/").is_allowed());
+    file.write_all(text.replace("/*", "/ui/*").as_bytes()).expect("written");
+    drop(file);
+    mesh.until("the edit is in force", |_| !mesh.waypoint_verdict("kagenti-ui", "GET", "/").is_allowed()).await;
+    assert!(mesh.waypoint_verdict("kagenti-ui", "GET", "/ui/x").is_allowed());
+    assert!(matches!(mesh.event().await, Event::Reloaded { changed: 1, .. }), "one edit");
 }

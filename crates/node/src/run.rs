@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
@@ -20,6 +21,9 @@ use crate::signals::{BlockedSignals, Fork, Mask, SingleThreaded, exit_now, shell
 /// What the shell says when a program isn't found, and when it can't be executed.
 const NOT_FOUND: i32 = 127;
 const NOT_EXECUTABLE: i32 = 126;
+
+/// How long a command waits for the mesh to take its pod back.
+const END_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What a waiting command passes on to its program.
 const PASSED_ON: [i32; 8] = [
@@ -85,6 +89,16 @@ pub fn attach(connection: ControlClient, request: RunRequest) -> Result<Session,
         return Err(ClientError::Unexpected);
     }
     Ok(Session { info, namespaces: kinds.into_iter().zip(fds).collect(), connection })
+}
+
+// === impl Session ===
+
+impl Session {
+    /// Gives the pod back and waits (up to [`END_TIMEOUT`]) until the mesh has taken it, so that the next command finds
+    /// the declared pod free again.
+    pub fn end(self) {
+        self.connection.finish(END_TIMEOUT);
+    }
 }
 
 /// Runs a program in the session's pod and gives its exit code (128 and the signal's number if it was killed). It keeps

@@ -59,13 +59,15 @@ mod tests {
     use crate::{DecisionRecord, Destination, Enforcer, Source};
 
     fn record() -> DecisionRecord {
-        let decision = Decision { verdict: Verdict::Deny, policy: None, rule: None, reason: "no ALLOW rule matches".into() };
+        let decision =
+            Decision { verdict: Verdict::Deny, policy: None, rule: None, reason: "no ALLOW rule matches".into() };
         let source = Source {
             workload: Some("a/client".into()),
             identity: "spiffe://cluster.local/ns/a/sa/b".parse().ok(),
             address: "10.244.0.5:41000".parse().ok(),
         };
-        let destination = Destination { service: Some("a/mlflow".into()), workload: None, address: "10.96.0.9:5000".parse().ok() };
+        let destination =
+            Destination { service: Some("a/mlflow".into()), workload: None, address: "10.96.0.9:5000".parse().ok() };
         let enforcer = Enforcer::Waypoint { name: "a/w".into() };
         let mut record = DecisionRecord::new(enforcer, source, destination, "HTTP/1.1", &decision);
         record.method = Some("GET".to_owned());
@@ -77,7 +79,10 @@ mod tests {
     #[test]
     fn a_line_says_who_what_and_why_and_defuses_control_characters() {
         let line = Line(&record()).to_string();
-        assert_eq!(line, "deny  a/client -> a/mlflow:5000  GET /v1/\\u{1b}[31m 403  [waypoint a/w] no ALLOW rule matches");
+        assert_eq!(
+            line,
+            "deny  a/client -> a/mlflow:5000  GET /v1/\\u{1b}[31m 403  [waypoint a/w] no ALLOW rule matches"
+        );
     }
 
     #[test]

@@ -283,9 +283,7 @@ impl http_body::Body for Guarded {
             self.revoked = None;
             return Poll::Ready(Some(Err(Box::new(Revoked))));
         }
-        let r = Pin::new(&mut self.body).poll_frame(cx);
-        eprintln!("DBG {:?}", r.as_ref().map(|f| f.as_ref().map(|f| f.as_ref().map(|f| f.data_ref().map(|d| d.len())))));
-        r.map_err(Into::into)
+        Pin::new(&mut self.body).poll_frame(cx).map_err(Into::into)
     }
 
     fn is_end_stream(&self) -> bool {

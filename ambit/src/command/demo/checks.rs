@@ -109,7 +109,12 @@ fn edit(mesh: &Mesh, example: &Example, report: &mut dyn FnMut(Check)) -> Result
     report(Check {
         name: "otel-collector, policy edited to allow /v2 while the connection stays open: POST /v2".to_owned(),
         expected: format!("200 within {} ms on the same connection", EDIT_LIMIT.as_millis()),
-        got: format!("{} after {} ms, {}", shown(&answer), took.as_millis(), if answer.reused { "same connection" } else { "new connection" }),
+        got: format!(
+            "{} after {} ms, {}",
+            shown(&answer),
+            took.as_millis(),
+            if answer.reused { "same connection" } else { "new connection" }
+        ),
         reason: reason(record.as_ref()),
         ok: answer.status == Some(200) && answer.reused && took <= EDIT_LIMIT,
     });

@@ -33,7 +33,8 @@ impl Example {
             .map_err(|error| Failure::new(format!("can't make `{}`: {error}", folder.display())))?;
         let example = Self { folder };
         let resources = example.resources();
-        fs::create_dir(&resources).map_err(|error| Failure::new(format!("can't make `{}`: {error}", resources.display())))?;
+        fs::create_dir(&resources)
+            .map_err(|error| Failure::new(format!("can't make `{}`: {error}", resources.display())))?;
         for (name, text) in FILES {
             example.replace(name, text)?;
         }

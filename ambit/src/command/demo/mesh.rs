@@ -51,9 +51,11 @@ pub struct Mark(u64);
 impl Mesh {
     /// Starts the mesh and waits until it and the server in it are ready.
     pub fn up(example: &Example, verbose: bool) -> Result<Self, Failure> {
-        let program = std::env::current_exe().map_err(|error| Failure::new(format!("can't find this program: {error}")))?;
+        let program =
+            std::env::current_exe().map_err(|error| Failure::new(format!("can't find this program: {error}")))?;
         let environment = vec![("XDG_RUNTIME_DIR", example.state()), ("XDG_STATE_HOME", example.state())];
-        std::fs::create_dir(example.state()).map_err(|error| Failure::new(format!("can't make a state folder: {error}")))?;
+        std::fs::create_dir(example.state())
+            .map_err(|error| Failure::new(format!("can't make a state folder: {error}")))?;
         let mut command = Command::new(&program);
         command.arg("up").arg("-f").arg(example.resources()).arg("--access-log").arg(example.access_log());
         let mut child = command
@@ -106,8 +108,9 @@ impl Mesh {
             .args(["status", "--output", "json"])
             .output()
             .map_err(|error| Failure::new(format!("can't ask for the status: {error}")))?;
-        let status: Value = serde_json::from_slice(&output.stdout)
-            .map_err(|error| Failure::new(format!("`ambit status` isn't JSON: {error}: {}", String::from_utf8_lossy(&output.stderr))))?;
+        let status: Value = serde_json::from_slice(&output.stdout).map_err(|error| {
+            Failure::new(format!("`ambit status` isn't JSON: {error}: {}", String::from_utf8_lossy(&output.stderr)))
+        })?;
         Ok(status["pods"].as_array().cloned().unwrap_or_default())
     }
 
@@ -218,7 +221,8 @@ impl Client {
         writeln!(stdin, "{line}").map_err(|error| Failure::new(format!("the client ended: {error}")))?;
         let mut answer = String::new();
         self.stdout.read_line(&mut answer).map_err(|error| Failure::new(format!("the client ended: {error}")))?;
-        serde_json::from_str(&answer).map_err(|error| Failure::new(format!("the client answered `{}`: {error}", answer.trim())))
+        serde_json::from_str(&answer)
+            .map_err(|error| Failure::new(format!("the client answered `{}`: {error}", answer.trim())))
     }
 }
 

@@ -1,7 +1,8 @@
 //! What a plain scalar means.
 //!
 //! Kubernetes reads YAML 1.1 (`on`, `yes` and `0644` are not text), so the same file must mean the same here: a label
-//! written `off` without quotes is a boolean, and is refused for that, in both places.
+//! written `off` without quotes is a boolean, and is refused for that, in both places. Two of its surprises are left out:
+//! `y` and `n` are text (a name can be `n`), and so is a number that starts with `0` but isn't octal (`08080`).
 
 use super::Value;
 
@@ -9,8 +10,8 @@ use super::Value;
 pub(crate) fn resolve(plain: &str) -> Value {
     match plain {
         "" | "~" | "null" | "Null" | "NULL" => return Value::Null,
-        "true" | "True" | "TRUE" | "on" | "On" | "ON" | "yes" | "Yes" | "YES" | "y" | "Y" => return Value::Bool(true),
-        "false" | "False" | "FALSE" | "off" | "Off" | "OFF" | "no" | "No" | "NO" | "n" | "N" => {
+        "true" | "True" | "TRUE" | "on" | "On" | "ON" | "yes" | "Yes" | "YES" => return Value::Bool(true),
+        "false" | "False" | "FALSE" | "off" | "Off" | "OFF" | "no" | "No" | "NO" => {
             return Value::Bool(false);
         }
         _ => {}
@@ -47,6 +48,10 @@ fn integer(text: &str) -> Option<i64> {
 
 /// Only decimal forms: `inf` and `nan` have no place in a manifest and stay text.
 fn float(text: &str) -> Option<f64> {
+    let unsigned = text.trim_start_matches(['+', '-']);
+    if unsigned.len() > 1 && unsigned.starts_with('0') && unsigned.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
     let decimal = text.bytes().all(|b| b.is_ascii_digit() || matches!(b, b'+' | b'-' | b'.' | b'e' | b'E'));
     if decimal { text.parse().ok().filter(|value: &f64| value.is_finite()) } else { None }
 }
@@ -73,7 +78,11 @@ mod tests {
             ("9223372036854775808", Value::Float(9_223_372_036_854_775_808.0)),
             ("1.5", Value::Float(1.5)),
             ("1e3", Value::Float(1000.0)),
-            ("089", Value::Float(89.0)),
+            ("0.5", Value::Float(0.5)),
+            ("089", text("089")),
+            ("-08080", text("-08080")),
+            ("n", text("n")),
+            ("Y", text("Y")),
             ("1.2.3", text("1.2.3")),
             ("10.0.0.0/8", text("10.0.0.0/8")),
             ("1Gi", text("1Gi")),

@@ -4,23 +4,23 @@ use std::{
     collections::BTreeSet,
     ffi::OsString,
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use notify::{
     Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher,
-    event::{AccessKind, AccessMode, CreateKind, ModifyKind},
+    event::{AccessKind, AccessMode, ModifyKind},
 };
 use tokio::sync::Notify;
 
 /// Time without an event after which an edit counts as finished.
 const QUIET: Duration = Duration::from_millis(10);
-/// Time after which edits are taken up even while more come or a file is still open for writing.
+/// Time after which edits are taken up even while more come.
 const AT_MOST: Duration = Duration::from_millis(50);
+/// Time a writer may take from its first write to closing the file. Until then the file may be empty or half there, and
+/// policies missing from it would be taken for deleted.
+const WRITING_AT_MOST: Duration = Duration::from_secs(5);
 
 /// A watch on files and folders; ends when dropped.
 #[derive(Debug)]
@@ -33,8 +33,8 @@ pub(super) struct Watch {
 #[derive(Debug, Default)]
 struct State {
     changed: Notify,
-    /// Between the first write and the closing of a file.
-    writing: AtomicBool,
+    /// Files between their first write and their closing. Only those that are watched for; emptied with every edit.
+    writing: Mutex<BTreeSet<PathBuf>>,
 }
 
 /// What is watched.
@@ -99,13 +99,19 @@ impl State {
     async fn settled(&self) {
         self.changed.notified().await;
         let started = tokio::time::Instant::now();
-        while started.elapsed() < AT_MOST {
+        loop {
             let more = tokio::time::timeout(QUIET, self.changed.notified()).await.is_ok();
-            if !more && !self.writing.load(Ordering::Acquire) {
+            let at_most = if self.writing().is_empty() { AT_MOST } else { WRITING_AT_MOST };
+            if (!more && at_most == AT_MOST) || started.elapsed() >= at_most {
                 break;
             }
         }
-        self.writing.store(false, Ordering::Release);
+        self.writing().clear();
+    }
+
+    fn writing(&self) -> MutexGuard<'_, BTreeSet<PathBuf>> {
+        // A set of paths has no half-done state.
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn take(&self, event: &Event, targets: &Targets) {
@@ -117,8 +123,15 @@ impl State {
         if (matches!(event.kind, EventKind::Access(_)) && !closed) || !targets.concern(event) {
             return;
         }
-        let writes = matches!(event.kind, EventKind::Modify(ModifyKind::Data(_)) | EventKind::Create(CreateKind::File));
-        self.writing.store(writes, Ordering::Release);
+        let written = matches!(event.kind, EventKind::Modify(ModifyKind::Data(_)));
+        let ended = closed || matches!(event.kind, EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_)));
+        for path in &event.paths {
+            if written {
+                self.writing().insert(path.clone());
+            } else if ended {
+                self.writing().remove(path);
+            }
+        }
         self.changed.notify_one();
     }
 }

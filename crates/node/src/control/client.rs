@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
@@ -92,7 +93,12 @@ impl ControlClient {
     /// When the mesh refuses, is gone, or answers something else.
     pub fn receive(&self) -> Result<(Response, Vec<OwnedFd>), ClientError> {
         let mut buffer = vec![0; CONTROL_MESSAGE_BYTES];
-        match packet::receive(&self.socket, &mut buffer) {
+        let mut received = packet::receive(&self.socket, &mut buffer);
+        // A mesh that closed without reading everything: said once, before what it had sent, which is the reason.
+        if received.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::ConnectionReset) {
+            received = packet::receive(&self.socket, &mut buffer);
+        }
+        match received {
             Ok((0, _)) => Err(ClientError::Ended),
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Err(ClientError::Ended),
             Err(error) => Err(error.into()),
@@ -100,6 +106,16 @@ impl ControlClient {
                 Response::Error { message } => Err(ClientError::Refused(message)),
                 response => Ok((response, fds)),
             },
+        }
+    }
+
+    /// Says that nothing more comes, and waits until the mesh closes the connection. A mesh that is gone or slow is no
+    /// error: the connection ends with this process anyway.
+    pub(crate) fn finish(self, timeout: Duration) {
+        let bounded =
+            rustix::net::sockopt::set_socket_timeout(&self.socket, rustix::net::sockopt::Timeout::Recv, Some(timeout));
+        if bounded.is_ok() && rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Write).is_ok() {
+            while self.receive().is_ok() {}
         }
     }
 

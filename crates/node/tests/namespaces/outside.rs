@@ -69,13 +69,18 @@ pub(crate) async fn hang(_process: NodeProcess) -> ExitCode {
     std::future::pending().await
 }
 
+/// A reader that is gone is no failure of the mesh.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
 async fn answer(connection: ControlConnection, pod: Arc<ambit_node::PodNamespaces>) {
     match connection.receive().await {
         Ok(Some((Request::Run(request), _))) => {
             if connection.send_session(&request.namespace, &pod).await.is_ok() {
                 connection.closed().await;
             }
-            println!("closed");
+            say("closed");
         }
         Ok(Some((Request::Forward(_), _))) => {
             let _ = connection.send(&Response::Ready { message: None }, &[]).await;
@@ -85,7 +90,7 @@ async fn answer(connection: ControlConnection, pod: Arc<ambit_node::PodNamespace
                 }
             }
         }
-        other => println!("{other:?}"),
+        other => say(&format!("{other:?}")),
     }
     let _ = pod.destroy(Duration::from_millis(100)).await;
 }

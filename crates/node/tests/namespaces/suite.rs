@@ -468,29 +468,28 @@ async fn ipv6_is_no_way_around(world: &World) -> Outcome {
     // Its own loopback works.
     let own = world.output(&server, &["ambit", "connect", "[::1]:9000", "x"]).await?;
     ensure!(own == "::1 said x", "{own}");
-    // The link-local address, once it's usable.
-    let mut address = None;
-    for _ in 0..40 {
-        let table = world.output(&server, &["ambit", "cat", "/proc/net/if_inet6"]).await?;
-        // Address, index, prefix, scope 20 (link), flags without 40 (tentative), name.
-        address = table
-            .lines()
-            .map(|line| line.split_ascii_whitespace().collect::<Vec<_>>())
-            .find_map(|words| (words[3] == "20" && words[4] == "80").then(|| words[0].to_owned()));
-        if address.is_some() {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    let Some(address) = address else { return Ok(()) };
-    let groups: Vec<&str> = (0..8).map(|group| &address[group * 4..group * 4 + 4]).collect();
-    let table = world.output(&client, &["ambit", "cat", "/proc/net/if_inet6"]).await?;
-    let scope = table.lines().find(|line| line.ends_with("eth0")).and_then(|line| line.split_ascii_whitespace().nth(1));
-    let scope = scope.and_then(|index| u32::from_str_radix(index, 16).ok()).ok_or("eth0 has no index")?;
-    let reached =
-        world.output(&client, &["ambit", "connect", &format!("[{}%{scope}]:9000", groups.join(":")), "x"]).await;
-    ensure!(reached.is_err(), "reached by IPv6: {reached:?}");
+    let ((address, _), (_, scope)) = (link_local(world, &server).await?, link_local(world, &client).await?);
+    let target = format!("[{address}%{scope}]:9000");
+    let reached = world.output(&client, &["ambit", "connect", &target, "x"]).await;
+    ensure!(reached.as_ref().is_err_and(|error| error.contains("timed out")), "reached by IPv6: {reached:?}");
     Ok(())
+}
+
+/// A pod's link-local address, once it's usable, and its link's number.
+async fn link_local(world: &World, pod: &PodNamespaces) -> Result<(std::net::Ipv6Addr, u32), String> {
+    loop {
+        let table = world.output(pod, &["ambit", "cat", "/proc/net/if_inet6"]).await?;
+        for line in table.lines() {
+            // Address, index, prefix, scope (20 is the link), flags (80 is usable), name.
+            let [address, index, _, "20", "80", "eth0"] = line.split_ascii_whitespace().collect::<Vec<_>>()[..] else {
+                continue;
+            };
+            let bits = u128::from_str_radix(address, 16).map_err(|error| error.to_string())?;
+            let index = u32::from_str_radix(index, 16).map_err(|error| error.to_string())?;
+            return Ok((bits.into(), index));
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 /// Waits for the first reason to stop.

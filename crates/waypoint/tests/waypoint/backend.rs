@@ -136,6 +136,10 @@ pub async fn flood() -> (SocketAddr, Arc<AtomicUsize>) {
     let counter = Arc::clone(&written);
     tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.expect("accepted");
+        let mut request = Vec::new();
+        while !request.ends_with(b"\r\n\r\n") {
+            request.push(stream.read_u8().await.expect("a whole request"));
+        }
         stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.expect("written");
         let block = vec![b'x'; 64 * 1024];
         while stream.write_all(&block).await.is_ok() {

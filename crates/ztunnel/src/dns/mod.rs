@@ -46,10 +46,10 @@ pub(crate) struct Listeners {
 impl Listeners {
     /// Binds both on the pod's loopback address.
     pub(crate) fn bind(network: &dyn Network, port: u16, mark: Option<u32>) -> io::Result<Self> {
-        let udp = socket::udp(network, SocketAddr::from((Ipv4Addr::LOCALHOST, port)), mark)?;
-        // The same port for both, also where the kernel chose it.
         let options = ListenOptions { mark, ..ListenOptions::default() };
-        let tcp = socket::listen(network, udp.local_addr()?, &options)?;
+        let tcp = socket::listen(network, SocketAddr::from((Ipv4Addr::LOCALHOST, port)), &options)?;
+        // The same port for both, also where the kernel chose it.
+        let udp = socket::udp(network, tcp.local_addr()?, mark)?;
         Ok(Self { udp: Arc::new(udp), tcp })
     }
 

@@ -159,9 +159,10 @@ async fn what_is_not_a_query_gets_what_it_deserves() {
 
 /// A resolver that sends, before its answer, one with a wrong id and one to another question.
 async fn resolver() -> SocketAddr {
-    let udp = UdpSocket::bind("127.0.0.1:0").await.expect("a socket");
-    let address = udp.local_addr().expect("its address");
-    let tcp = TcpListener::bind(address).await.expect("a listener");
+    // TCP first: its ports are scarcer.
+    let tcp = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
+    let address = tcp.local_addr().expect("its address");
+    let udp = UdpSocket::bind(address).await.expect("a socket");
     tokio::spawn(async move {
         let mut buffer = vec![0; 4096];
         while let Ok((length, client)) = udp.recv_from(&mut buffer).await {

@@ -93,11 +93,11 @@ fn attribute(key: &str) -> Result<Kind, (String, String)> {
     match ATTRIBUTES.iter().find(|(known, _)| *known == name) {
         Some((_, Kind::Map)) => {
             let whole = is_bracketed(brackets, name == "request.auth.claims");
-            let header = name == "request.headers";
-            if !whole || header && !brackets[1..brackets.len() - 1].bytes().all(values::is_token) {
-                return Err(bad_brackets(key, name));
+            if whole && (name != "request.headers" || is_header(brackets)) {
+                Ok(Kind::Map)
+            } else {
+                Err(bad_brackets(key, name))
             }
-            Ok(Kind::Map)
         }
         Some((_, kind)) if brackets.is_empty() => Ok(*kind),
         Some(_) => Err((format!("`{name}` takes no brackets"), format!("write `key: {name}`"))),
@@ -112,6 +112,13 @@ fn is_bracketed(text: &str, nested: bool) -> bool {
     let first = parts.next().unwrap_or_default();
     let clean = |part: &str| !part.is_empty() && !part.contains(['[', ']']);
     clean(first) && parts.all(|part| nested && clean(part))
+}
+
+/// `[x-team]`, or a pseudo-header: `[:method]`.
+fn is_header(brackets: &str) -> bool {
+    let name = brackets.trim_start_matches('[').trim_end_matches(']');
+    let name = name.strip_prefix(':').unwrap_or(name);
+    !name.is_empty() && name.bytes().all(values::is_token)
 }
 
 fn bad_brackets(key: &str, name: &str) -> (String, String) {

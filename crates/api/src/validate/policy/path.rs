@@ -30,7 +30,7 @@ pub(super) fn check(check: &mut Check<'_>, list: &List<'_>) {
 /// Rows 27 to 29.
 fn template_fault(value: &str, templated: bool) -> Option<&'static str> {
     let mut rest_taken = false;
-    for segment in value.strip_prefix('/').unwrap_or(value).split('/') {
+    for segment in value.trim_matches('/').split('/') {
         match segment {
             "{*}" | "{**}" if rest_taken => return Some("`{**}` is not the last operator"),
             "{**}" => rest_taken = true,
@@ -126,6 +126,7 @@ mod tests {
             "/a/{**}",
             "/{**}/b",
             "/{*}/{**}",
+            "/{*}/",
             "/a%zz",
             "/[x]",
         ] {
@@ -150,7 +151,7 @@ mod tests {
         for path in ["/{**}/{*}", "/{**}/{**}", "/{a}", "/x{*}", "/{*}y", "/{", "/a}/b"] {
             assert!(template_fault(path, path.contains("{*")).is_some(), "{path}");
         }
-        for path in ["/{*}/*", "/{*}//b", "/{*}/", "/{*}/a b", "/{**}/[x]"] {
+        for path in ["/{*}/*", "/{*}//b", "/{*}/a b", "/{**}/[x]"] {
             assert!(template_fault(path, true).is_some(), "{path}");
         }
     }

@@ -41,13 +41,18 @@ pub(super) fn check_principals(check: &mut Check<'_>, list: &List<'_>) {
     }
 }
 
-/// Namespaces, with `*` anywhere.
+/// Namespaces, with `*` anywhere. Identities of other meshes may hold what Kubernetes' namespaces can't.
 pub(super) fn check_namespaces(check: &mut Check<'_>, list: &List<'_>) {
     check_not_empty(check, list);
-    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '*');
-    for (field, value) in list.each().filter(|(_, value)| !value.chars().all(fits)) {
-        let message = format!("`{}` never matches: no namespace has such a name", quoted(value));
-        check.error(codes::NEVER_MATCHES, &field, message, "write the name of a namespace");
+    for (field, value) in list.each() {
+        let help = "write the name of a namespace";
+        if !value.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_' | '*')) {
+            let message = format!("`{}` never matches: no identity has such a namespace", quoted(value));
+            check.error(codes::NEVER_MATCHES, &field, message, help);
+        } else if !value.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '*')) {
+            let message = format!("`{}` can't be a namespace of a cluster", quoted(value));
+            check.warning(codes::SUSPICIOUS_VALUE, &field, message, help);
+        }
     }
 }
 
