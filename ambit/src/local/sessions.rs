@@ -111,7 +111,7 @@ impl Sessions {
             name: request.name,
             service_account: request.service_account,
             stand_in: request.labels.is_empty() && request.mesh,
-            labels: request.labels.into_iter().map(|(key, value)| (key.into(), value.into())).collect(),
+            labels: request.labels,
             captured: request.mesh,
         };
         let plan = self.control_plane.add_session(session).await.map_err(|error| error.to_string())?;

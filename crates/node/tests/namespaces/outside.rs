@@ -56,7 +56,7 @@ pub(crate) async fn serve(process: NodeProcess, path: PathBuf) -> ExitCode {
             }
             _ = crate::suite::until_stopped(&mut world.process) => {
                 world.node.end_all_processes(Duration::from_millis(300)).await;
-                println!("stopped");
+                say("stopped");
                 return ExitCode::SUCCESS;
             }
         }
