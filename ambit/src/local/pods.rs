@@ -66,6 +66,8 @@ pub enum PodState {
     Running(Arc<PodNamespaces>),
     /// It couldn't be made.
     Failed(String),
+    /// It is being taken down.
+    Stopping,
     /// It was stopped.
     Stopped,
 }
@@ -188,8 +190,7 @@ async fn live(
     publish.send_replace(PodState::Running(Arc::clone(&namespaces)));
     report_readiness(&surroundings, &plan, &inside, &stop).await;
     surroundings.control_plane.set_ready(&plan.uid, false);
-    // The last reference besides ours, so that the namespaces can be taken apart.
-    publish.send_replace(PodState::Starting);
+    publish.send_replace(PodState::Stopping);
     take_down(&surroundings, &plan, inside, namespaces).await;
     publish.send_replace(PodState::Stopped);
 }
@@ -291,10 +292,7 @@ async fn take_down(surroundings: &Surroundings, plan: &PodPlan, inside: Inside, 
         Inside::Nothing => {}
     }
     surroundings.ztunnel.remove(&plan.uid);
-    // Somebody else may still hold it (a session that is just ending): then dropping the last one destroys it.
-    if let Some(namespaces) = Arc::into_inner(namespaces)
-        && let Err(error) = namespaces.destroy(PROCESS_GRACE).await
-    {
+    if let Err(error) = namespaces.destroy(PROCESS_GRACE).await {
         print_line(&format!("pod {}/{} can't be removed wholly: {error}", plan.namespace, plan.name));
     }
 }

@@ -212,7 +212,7 @@ impl Sessions {
         match state {
             PodState::Running(namespaces) => Ok(namespaces),
             PodState::Failed(reason) => Err(reason),
-            PodState::Starting | PodState::Stopped => Err("the pod was stopped".to_owned()),
+            PodState::Starting | PodState::Stopping | PodState::Stopped => Err("the pod was stopped".to_owned()),
         }
     }
 

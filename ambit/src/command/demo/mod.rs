@@ -56,6 +56,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     let mut mesh = mesh::Mesh::up(&example, args.verbose)?;
     if args.output == Format::Text {
         println!("{}\n", mesh.ready_line());
+        print_titles();
     }
     let mut checks = Vec::new();
     checks::run(&mesh, &example, &mut |check| {
@@ -82,11 +83,18 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// Widths of the table's first columns; the last is as wide as it gets.
+const REQUEST_WIDTH: usize = 62;
+const EXPECTED_WIDTH: usize = 34;
+
+fn print_titles() {
+    println!("      {:<REQUEST_WIDTH$}  {:<EXPECTED_WIDTH$}  GOT", "REQUEST", "EXPECTED");
+}
+
 fn print_row(check: &Check) {
     let mark = if check.ok { "ok  " } else { "FAIL" };
-    println!("{mark}  {}", check.name);
-    println!("      expected {}; got {}", check.expected, check.got);
+    println!("{mark}  {:<REQUEST_WIDTH$}  {:<EXPECTED_WIDTH$}  {}", check.name, check.expected, check.got);
     if !check.reason.is_empty() {
-        println!("      because {}", check.reason);
+        println!("        why: {}", check.reason);
     }
 }
