@@ -73,6 +73,12 @@ impl PartialEq for Endpoint {
 }
 
 impl Endpoint {
+    /// Whether it could still be picked.
+    pub(crate) fn is_usable(&self, view: &View, service: &ServiceKey, port: u16) -> bool {
+        let healthy = view.endpoints(service).iter().filter(|workload| workload.healthy);
+        healthy.filter_map(|workload| Self::of(workload, service, port)).any(|endpoint| endpoint == *self)
+    }
+
     fn of(workload: &Arc<Workload>, service: &ServiceKey, port: u16) -> Option<Self> {
         let target = *workload.services.get(service)?.get(&port)?;
         let ip: IpAddr = *workload.addresses.first()?;

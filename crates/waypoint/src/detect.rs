@@ -23,28 +23,20 @@ pub(crate) enum Spoken {
     Tcp,
 }
 
+/// Reads ahead of whoever will have the stream.
+///
+/// Every read can be cancelled: what was read until then stays, and is looked at again.
+#[derive(Debug)]
+pub(crate) struct ReadAhead<S> {
+    stream: S,
+    bytes: BytesMut,
+}
+
 /// A stream with the bytes that were read ahead put back in front.
 #[derive(Debug)]
 pub(crate) struct Prefixed<S> {
     prefix: Bytes,
     stream: S,
-}
-
-/// Reads as far as needed to know what is spoken. A client that says nothing until `timeout` waits for the server,
-/// so it is TCP.
-///
-/// # Errors
-/// When reading fails.
-pub(crate) async fn any<S>(stream: S, timeout: Duration) -> io::Result<(Spoken, Prefixed<S>)>
-where
-    S: AsyncRead + Unpin,
-{
-    let mut reader = Prefix { stream, bytes: BytesMut::new() };
-    let spoken = match tokio::time::timeout(timeout, reader.read_until_known(classify)).await {
-        Ok(spoken) => spoken?.unwrap_or(Spoken::Tcp),
-        Err(_elapsed) => Spoken::Tcp,
-    };
-    Ok((spoken, reader.into_stream()))
 }
 
 /// Tells HTTP/2 from HTTP/1.x on a port that is declared to speak HTTP. What is neither is left to the HTTP/1 parser,
@@ -56,10 +48,10 @@ pub(crate) async fn http<S>(stream: S, timeout: Duration) -> io::Result<(Spoken,
 where
     S: AsyncRead + Unpin,
 {
-    let mut reader = Prefix { stream, bytes: BytesMut::new() };
+    let mut reader = ReadAhead::new(stream);
     let known = tokio::time::timeout(
         timeout,
-        reader.read_until_known(|bytes| match preface(bytes) {
+        reader.until_known(|bytes| match preface(bytes) {
             Match::Whole => Some(Spoken::Http2),
             Match::No => Some(Spoken::Http1),
             Match::SoFar => None,
@@ -69,11 +61,6 @@ where
     Ok((spoken.unwrap_or(Spoken::Http1), reader.into_stream()))
 }
 
-struct Prefix<S> {
-    stream: S,
-    bytes: BytesMut,
-}
-
 enum Match {
     Whole,
     SoFar,
@@ -81,6 +68,10 @@ enum Match {
 }
 
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// How a response begins; a server may send one unasked (408).
+const HTTP1_RESPONSE: &[u8] = b"HTTP/1.";
+/// A frame's header without its length.
+const SETTINGS_HEADER: &[u8] = &[4, 0, 0, 0, 0, 0];
 
 /// What these first bytes are, or nothing if more are needed.
 fn classify(bytes: &[u8]) -> Option<Spoken> {
@@ -96,11 +87,37 @@ fn classify(bytes: &[u8]) -> Option<Spoken> {
     }
 }
 
+/// What the first bytes of a server are that its client hasn't asked for, or nothing if more are needed.
+///
+/// A server of HTTP/2 doesn't wait for the client with its SETTINGS, so such bytes don't make it TCP.
+pub(crate) fn classify_server(bytes: &[u8]) -> Option<Spoken> {
+    match (beginning(bytes, HTTP1_RESPONSE), settings(bytes)) {
+        (Match::Whole, _) => Some(Spoken::Http1),
+        (_, Match::Whole) => Some(Spoken::Http2),
+        (Match::SoFar, _) | (_, Match::SoFar) => None,
+        (Match::No, Match::No) => Some(Spoken::Tcp),
+    }
+}
+
 fn preface(bytes: &[u8]) -> Match {
-    let seen = bytes.len().min(HTTP2_PREFACE.len());
-    if bytes[..seen] != HTTP2_PREFACE[..seen] {
+    beginning(bytes, HTTP2_PREFACE)
+}
+
+/// A SETTINGS frame that acknowledges none, as every HTTP/2 server sends first (RFC 9113, 3.4 and 6.5).
+fn settings(bytes: &[u8]) -> Match {
+    // Three bytes of length; the first is 0 in any frame that the client hasn't agreed to be longer.
+    match bytes {
+        [0, _, _, header @ ..] => beginning(header, SETTINGS_HEADER),
+        [] | [0] | [0, _] => Match::SoFar,
+        _ => Match::No,
+    }
+}
+
+fn beginning(bytes: &[u8], expected: &[u8]) -> Match {
+    let seen = bytes.len().min(expected.len());
+    if bytes[..seen] != expected[..seen] {
         Match::No
-    } else if seen == HTTP2_PREFACE.len() {
+    } else if seen == expected.len() {
         Match::Whole
     } else {
         Match::SoFar
@@ -139,24 +156,54 @@ fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-// === impl Prefix ===
+// === impl ReadAhead ===
 
-impl<S: AsyncRead + Unpin> Prefix<S> {
-    /// Nothing when the stream or the bound ended before it was known.
-    async fn read_until_known(&mut self, known: impl Fn(&[u8]) -> Option<Spoken>) -> io::Result<Option<Spoken>> {
-        while self.bytes.len() < MAX_DETECTION_BYTES {
-            if self.stream.read_buf(&mut self.bytes).await? == 0 {
-                return Ok(None);
-            }
+impl<S> ReadAhead<S> {
+    pub(crate) fn new(stream: S) -> Self {
+        Self { stream, bytes: BytesMut::new() }
+    }
+
+    /// Whether nothing has arrived yet.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// The stream, to be read from its beginning.
+    pub(crate) fn into_stream(self) -> Prefixed<S> {
+        Prefixed { prefix: self.bytes.freeze(), stream: self.stream }
+    }
+}
+
+impl<S: AsyncRead + Unpin> ReadAhead<S> {
+    /// Waits for more bytes and gives their number, 0 at the end.
+    ///
+    /// # Errors
+    /// When reading fails.
+    pub(crate) async fn more(&mut self) -> io::Result<usize> {
+        self.stream.read_buf(&mut self.bytes).await
+    }
+
+    /// Reads as far as needed to know what the client speaks.
+    ///
+    /// # Errors
+    /// When reading fails.
+    pub(crate) async fn spoken(&mut self) -> io::Result<Spoken> {
+        Ok(self.until_known(classify).await?.unwrap_or(Spoken::Tcp))
+    }
+
+    /// Reads as far as needed; nothing when the stream or the bound ended before it was known.
+    ///
+    /// # Errors
+    /// When reading fails.
+    pub(crate) async fn until_known(&mut self, known: impl Fn(&[u8]) -> Option<Spoken>) -> io::Result<Option<Spoken>> {
+        loop {
             if let Some(spoken) = known(&self.bytes) {
                 return Ok(Some(spoken));
             }
+            if self.bytes.len() >= MAX_DETECTION_BYTES || self.more().await? == 0 {
+                return Ok(None);
+            }
         }
-        Ok(None)
-    }
-
-    fn into_stream(self) -> Prefixed<S> {
-        Prefixed { prefix: self.bytes.freeze(), stream: self.stream }
     }
 }
 
@@ -248,8 +295,9 @@ mod tests {
                 client.write_all(&[*byte]).await.expect("open");
             }
         });
-        let (spoken, mut stream) = any(server, Duration::from_secs(5)).await.expect("readable");
-        assert_eq!(spoken, Spoken::Http1);
+        let mut reader = ReadAhead::new(server);
+        assert_eq!(reader.spoken().await.expect("readable"), Spoken::Http1);
+        let mut stream = reader.into_stream();
         let mut all = Vec::new();
         stream.read_to_end(&mut all).await.expect("readable");
         assert_eq!(all, b"GET /a HTTP/1.1\r\nhost: h\r\n\r\n");
@@ -257,17 +305,46 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_silent_client_is_tcp_and_a_long_line_too() {
-        let (_client, server) = tokio::io::duplex(64);
-        let (spoken, _) = any(server, Duration::from_millis(20)).await.expect("readable");
-        assert_eq!(spoken, Spoken::Tcp);
+    async fn what_was_read_before_a_cancelled_read_still_counts() {
+        let (mut client, server) = tokio::io::duplex(64);
+        let mut reader = ReadAhead::new(server);
+        client.write_all(b"GE").await.expect("open");
+        let unknown = tokio::time::timeout(Duration::from_millis(20), reader.spoken()).await;
+        assert!(unknown.is_err() && !reader.is_empty(), "{unknown:?}");
+        client.write_all(b"T / HTTP/1.1\r\n").await.expect("open");
+        assert_eq!(reader.spoken().await.expect("readable"), Spoken::Http1);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_ends_or_has_a_long_line_is_tcp() {
+        let mut ended = ReadAhead::new(b"GET /".as_slice());
+        assert_eq!(ended.spoken().await.expect("readable"), Spoken::Tcp);
 
         let mut line = b"GET /".to_vec();
         line.resize(2 * MAX_DETECTION_BYTES, b'a');
-        let (spoken, mut stream) = any(line.as_slice(), Duration::from_secs(5)).await.expect("readable");
-        assert_eq!(spoken, Spoken::Tcp);
+        let mut reader = ReadAhead::new(line.as_slice());
+        assert_eq!(reader.spoken().await.expect("readable"), Spoken::Tcp);
         let mut all = Vec::new();
-        stream.read_to_end(&mut all).await.expect("readable");
+        reader.into_stream().read_to_end(&mut all).await.expect("readable");
         assert_eq!(all.len(), line.len());
+    }
+
+    #[test]
+    fn a_server_that_speaks_first_speaks_tcp_unless_it_is_one_of_http() {
+        let cases: [(&[u8], Spoken); 8] = [
+            (b"220 mail ESMTP\r\n", Spoken::Tcp),
+            (b"\x4a\x00\x00\x00\x0a8.0.36\x00", Spoken::Tcp),
+            (b"\x00\x00\x00\x00\x00", Spoken::Tcp),
+            (b"\x00\x00\x00\x04\x01\x00\x00\x00\x00", Spoken::Tcp),
+            (b"HTTP server\n", Spoken::Tcp),
+            (b"HTTP/1.1 408 Request Timeout\r\n", Spoken::Http1),
+            (b"\x00\x00\x00\x04\x00\x00\x00\x00\x00", Spoken::Http2),
+            (b"\x00\x00\x12\x04\x00\x00\x00\x00\x00\x00\x03", Spoken::Http2),
+        ];
+        for (bytes, expected) in cases {
+            let known = (0..=bytes.len()).find_map(|end| classify_server(&bytes[..end]));
+            assert_eq!(known, Some(expected), "{bytes:?} byte by byte");
+            assert_eq!(classify_server(bytes), Some(expected), "{bytes:?}");
+        }
     }
 }

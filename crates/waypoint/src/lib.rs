@@ -16,6 +16,7 @@ mod random;
 mod record;
 mod request;
 mod respond;
+mod server_first;
 mod session;
 mod shared;
 mod tcp;

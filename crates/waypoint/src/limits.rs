@@ -9,8 +9,8 @@ pub struct Limits {
     pub connections: usize,
     /// Tunnels (CONNECT streams) open at once over all connections.
     pub tunnels: usize,
-    /// How long the first bytes of a tunnel are awaited on a port whose protocol isn't declared. After that the
-    /// server is expected to speak first, so it is TCP.
+    /// How long the first bytes of a tunnel are awaited on a port whose protocol isn't declared, unless the server
+    /// speaks first. After that it is TCP.
     pub detection_timeout: Duration,
     /// How long an HTTP connection may wait for a (whole) next request head.
     pub idle_timeout: Duration,
@@ -29,6 +29,9 @@ pub const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 /// [`Limits::connect_timeout`] unless told otherwise.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Silence of a client after which the server is given the chance to speak first, on a port whose protocol isn't
+/// declared. Clients of HTTP seldom wait so long, so few connections are opened for nothing.
+pub(crate) const SERVER_FIRST_SILENCE: Duration = Duration::from_millis(100);
 /// Bytes looked at to tell HTTP from TCP. A request line that is longer is taken for TCP, where only policies without
 /// HTTP fields allow anything.
 pub(crate) const MAX_DETECTION_BYTES: usize = 16 * 1024;

@@ -1,6 +1,9 @@
 //! Decision records in the making.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use ambit_policy::{Decision, Verdict};
 use ambit_telemetry::{DecisionRecord, Recorder};
@@ -34,6 +37,11 @@ impl Entry {
         Self { record: Some(record), recorder, started: Instant::now() }
     }
 
+    /// One that is never handed over, for what nobody has asked for yet.
+    pub(crate) fn unrecorded(recorder: Recorder) -> Self {
+        Self { record: None, recorder, started: Instant::now() }
+    }
+
     /// Method and path without query.
     pub(crate) fn request(&mut self, method: &http::Method, path: &str) {
         self.edit(|record| {
@@ -64,6 +72,12 @@ impl Entry {
     /// Time spent reaching endpoints, over all tries.
     pub(crate) fn connected(&mut self, connect_us: u64) {
         self.edit(|record| *record.durations.connect_us.get_or_insert(0) += connect_us);
+    }
+
+    /// Like [`Entry::connected`], for an endpoint that was reached before this entry was begun.
+    pub(crate) fn connected_before(&mut self, took: Duration) {
+        self.started = self.started.checked_sub(took).unwrap_or(self.started);
+        self.connected(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
     }
 
     /// Time from forwarding to the response's headers.

@@ -119,6 +119,12 @@ impl Session {
         Ok(Standing { view, protocol, residual })
     }
 
+    /// The configuration as it is now, if it lets this connection carry bytes of any kind.
+    pub(crate) fn allows_connection(&self) -> Option<Arc<View>> {
+        let standing = self.standing().ok()?;
+        standing.decide_connection().is_allowed().then_some(standing.view)
+    }
+
     /// A record of this session that says "denied" until something else is decided.
     pub(crate) fn entry(&self, protocol: &'static str) -> Entry {
         let destination = Destination {

@@ -3,16 +3,20 @@
 use std::{sync::Arc, time::Instant};
 
 use ambit_hbone::copy::{self, HALF_CLOSE_IDLE_TIMEOUT, Reset};
+use ambit_mesh::View;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::{
-    record::micros_since,
+    balance::InFlight,
+    detect::{Prefixed, ReadAhead},
+    record::{Entry, micros_since},
+    server_first::Early,
     session::{Question, Session},
-    upstream,
+    upstream::{self, Stream},
 };
 
-/// Serves one TCP tunnel until it ends or is no longer allowed.
-pub(crate) async fn serve<S>(session: Arc<Session>, mut stream: S)
+/// Serves one TCP tunnel until it ends or is no longer allowed, over the connection that was opened early, if any.
+pub(crate) async fn serve<S>(session: Arc<Session>, mut stream: S, early: Option<Early>)
 where
     S: AsyncRead + AsyncWrite + Reset + Unpin,
 {
@@ -28,18 +32,15 @@ where
         entry.finish(None);
         return stream.reset();
     };
-    let mut upstream = match upstream::open(&session, &view, &mut entry).await {
-        Ok((endpoint, upstream)) => {
-            entry.endpoint(&endpoint);
-            entry.finish(None);
-            (upstream, session.shared.loads.add(&endpoint))
-        }
+    let mut upstream = match reach(&session, &view, early, &mut entry).await {
+        Ok(upstream) => upstream,
         Err(error) => {
             entry.failed(&error.to_string());
             entry.finish(None);
             return stream.reset();
         }
     };
+    entry.finish(None);
     drop(view);
     let revoked = Arc::clone(&session).revoked(Question::Connection, "TCP");
     let ended = tokio::select! {
@@ -55,4 +56,22 @@ where
     if let Err(reason) = ended {
         tracing::debug!(service = %session.target.name, %reason, "TCP tunnel ended early");
     }
+}
+
+/// The connection opened early, unless its endpoint is no longer one, or else a new one.
+async fn reach(
+    session: &Session,
+    view: &View,
+    early: Option<Early>,
+    entry: &mut Entry,
+) -> Result<(Prefixed<Stream>, InFlight), upstream::Error> {
+    let (service, port) = (&session.target.service, session.target.address.port());
+    if let Some(early) = early.filter(|early| early.endpoint.is_usable(view, service, port)) {
+        entry.endpoint(&early.endpoint);
+        entry.connected_before(early.connect_time);
+        return Ok((early.reader.into_stream(), early.in_flight));
+    }
+    let (endpoint, stream) = upstream::open(session, view, entry).await?;
+    entry.endpoint(&endpoint);
+    Ok((ReadAhead::new(stream).into_stream(), session.shared.loads.add(&endpoint)))
 }

@@ -15,6 +15,7 @@ use crate::{
     detect::{self, Prefixed, Spoken},
     http as http_server,
     record::{Entry, refusal},
+    server_first,
     session::{Client, Session, Target},
     shared::Shared,
     tcp,
@@ -58,15 +59,18 @@ struct Refused {
 
 async fn serve_stream(session: Arc<Session>, protocol: AppProtocol, tunnel: Tunnel) {
     let limits = session.shared.config.limits;
+    let mut early = None;
     let detected = match protocol {
-        AppProtocol::Tcp | AppProtocol::Tls => return tcp::serve(session, tunnel).await,
-        AppProtocol::Unknown => detect::any(tunnel, limits.detection_timeout).await,
+        AppProtocol::Tcp | AppProtocol::Tls => return tcp::serve(session, tunnel, None).await,
+        AppProtocol::Unknown => server_first::detect(&session, tunnel, &mut early).await,
         AppProtocol::Http11 | AppProtocol::Http2 | AppProtocol::Grpc => detect::http(tunnel, limits.idle_timeout).await,
     };
+    // Only TCP can go on with a connection that was opened for no request in particular.
+    let early = early.filter(|_| matches!(detected, Ok((Spoken::Tcp, _))));
     match detected {
         Ok((Spoken::Http1, stream)) => http_server::serve_http1(session, stream).await,
         Ok((Spoken::Http2, stream)) => http_server::serve_http2(session, stream).await,
-        Ok((Spoken::Tcp, stream)) => tcp::serve(session, stream).await,
+        Ok((Spoken::Tcp, stream)) => tcp::serve(session, stream, early).await,
         Err(error) => tracing::debug!(%error, "tunnel ended before its protocol was known"),
     }
 }

@@ -8,4 +8,5 @@ mod http2;
 mod identity;
 mod load;
 mod mesh;
+mod server_first;
 mod tcp;

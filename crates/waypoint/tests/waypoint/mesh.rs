@@ -320,7 +320,7 @@ pub fn service(shape: &Shape) -> (String, Vec<u8>) {
     (format!("{NAMESPACE}/{HOSTNAME}"), address.encode_to_vec())
 }
 
-fn resources(shape: &Shape) -> Vec<(String, Vec<u8>)> {
+pub fn resources(shape: &Shape) -> Vec<(String, Vec<u8>)> {
     let mut all = vec![service(shape), pod("client", "127.0.0.1".parse().expect("address"), "client", None, true)];
     for (index, endpoint) in shape.pods.iter().enumerate() {
         let name = format!("mlflow-{index}");
