@@ -44,9 +44,18 @@ fn main() -> ExitCode {
 fn test(fast: bool) -> Result<(), String> {
     cargo(&["build", "--locked", "--package", "ambit"])?;
     if fast {
-        return cargo(&["test", "--locked", "--workspace", "--exclude", "ambit-tests", "--exclude", "ambit-node"]);
+        return cargo(&[
+            "test",
+            "--locked",
+            "--no-fail-fast",
+            "--workspace",
+            "--exclude",
+            "ambit-tests",
+            "--exclude",
+            "ambit-node",
+        ]);
     }
-    cargo(&["test", "--locked", "--workspace"])
+    cargo(&["test", "--locked", "--no-fail-fast", "--workspace"])
 }
 
 fn lint() -> Result<(), String> {

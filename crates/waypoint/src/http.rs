@@ -236,7 +236,8 @@ impl Allowed {
             Err(error) => {
                 entry.failed(&error.to_string());
                 let response = match error {
-                    upstream::Error::Request { .. } => {
+                    // Cut off by the drain's deadline, a request isn't its client's fault.
+                    upstream::Error::Request { .. } if !self.session.shared.drain.is_cancelled() => {
                         respond::text(StatusCode::BAD_REQUEST, "Bad Request", self.style)
                     }
                     _ => respond::unavailable(self.style),
