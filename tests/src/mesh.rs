@@ -49,9 +49,21 @@ impl<'a> Mesh<'a> {
         mesh
     }
 
+    /// The same, where the mesh and its programs may have only so many files open.
+    pub fn up_with_files(place: &'a Place, arguments: &[&str], files: u32) -> Self {
+        let mut command = place.command("/bin/sh".as_ref());
+        command.args(["-c", &format!("ulimit -n {files}; exec \"$0\" \"$@\"")]).arg(place.path("ambit"));
+        let mesh = Self::spawn(place, command, arguments);
+        mesh.wait_for("ready");
+        mesh
+    }
+
     /// Starts `ambit up -f ...` without waiting.
     pub fn start(place: &'a Place, arguments: &[&str]) -> Self {
-        let mut command = place.ambit();
+        Self::spawn(place, place.ambit(), arguments)
+    }
+
+    fn spawn(place: &'a Place, mut command: Command, arguments: &[&str]) -> Self {
         command.arg("up").args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("`ambit up` starts");
         let lines = Arc::new(Lines::default());

@@ -1,6 +1,7 @@
 //! One mesh on one machine: control plane, CA, node proxy, waypoints and pods wired together in the node process.
 
 mod containers;
+mod files;
 mod folders;
 mod pods;
 mod records;
@@ -9,7 +10,7 @@ mod sessions;
 use std::{
     io::Write,
     net::{IpAddr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
     time::{Duration, Instant},
@@ -164,12 +165,19 @@ impl Mesh {
         show(&cluster.diagnostics);
 
         let node = Node::new(process.owner).map_err(|error| failure(&error))?;
+        if !ambit_node::isolate::is_available() {
+            eprintln!(
+                "ambit: this kernel has no Landlock (Linux 5.19, `landlock` in its `lsm=` list): a program in one pod can \
+                 take over another pod's programs and their connections"
+            );
+        }
         let reaper = Reaper::start().map_err(|error| failure(&error))?;
         let (lines, output) = mpsc::channel(OUTPUT_QUEUE);
         tokio::spawn(print_output(output));
         let config = ambit_ztunnel::Config {
             trust_domain: TRUST_DOMAIN.to_owned(),
             upstream_dns: resolvers(),
+            limits: files::fit(ambit_ztunnel::Limits::default()),
             ..ambit_ztunnel::Config::default()
         };
         let host: Arc<dyn ambit_hbone::Network> = Arc::clone(&process.host) as _;
@@ -183,7 +191,8 @@ impl Mesh {
             recorder,
             control_plane: cluster.handle.clone(),
             lines,
-            hidden: vec![state, socket_folder()],
+            // All meshes of this user, not only this one.
+            hidden: vec![state.parent().map_or_else(|| state.clone(), Path::to_owned), socket_folder()],
         }));
         Ok(Self {
             handle: cluster.handle,

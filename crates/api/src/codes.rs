@@ -56,9 +56,9 @@ codes! {
     EMPTY_SELECTOR_KEY = "AMB0302";
     /// A `*` in the selector (row 3).
     SELECTOR_WILDCARD = "AMB0303";
-    /// A selector without labels (row 4; warning).
+    /// A selector without labels (row 4; warning), or without any value.
     EMPTY_SELECTOR = "AMB0304";
-    /// A target reference without a name (row 5).
+    /// A target reference without a name (row 5), or `targetRefs` without any.
     TARGET_WITHOUT_NAME = "AMB0305";
     /// A target reference into another namespace (row 6).
     TARGET_NAMESPACE = "AMB0306";
@@ -104,7 +104,7 @@ codes! {
     DENIES_ALL_TCP = "AMB0326";
     /// A value that no request can ever have (`spec/authorization.md` 2.12).
     NEVER_MATCHES = "AMB0327";
-    /// A value that is legal but hardly what was meant (warning).
+    /// A value that is legal but hardly what was meant (warning; an error where it opens what reads as closed).
     SUSPICIOUS_VALUE = "AMB0328";
     /// The `istio.io/dry-run` annotation isn't a boolean (2.12, row 19).
     BAD_DRY_RUN = "AMB0329";

@@ -177,6 +177,12 @@ impl Origin {
         self.written.as_ref().is_some_and(|(_, node)| node.find(field).is_some())
     }
 
+    /// True if this field is written with no value behind it.
+    pub(crate) fn is_null(&self, field: &str) -> bool {
+        let node = self.written.as_ref().and_then(|(_, node)| node.find(field));
+        node.is_some_and(|node| matches!(node.value, yaml::Value::Null))
+    }
+
     pub(crate) fn source(&self) -> Option<&Arc<Source>> {
         self.written.as_ref().map(|(source, _)| source)
     }

@@ -130,6 +130,19 @@ fn rows_12_15_16_17_24_25_nothing_where_something_must_be() {
 }
 
 #[test]
+fn a_field_without_its_value_never_widens_a_policy() {
+    trips("{rules: [{from: null}]}", codes::EMPTY_FROM, "spec.rules[0].from");
+    trips("{rules: [{to: null}]}", codes::EMPTY_TO, "spec.rules[0].to");
+    trips("{rules: [{when: null}]}", codes::CONDITION_WITHOUT_VALUES, "spec.rules[0].when");
+    trips("{rules: [{when: []}]}", codes::CONDITION_WITHOUT_VALUES, "spec.rules[0].when");
+    trips("{rules: [{}], selector: null}", codes::EMPTY_SELECTOR, "spec.selector");
+    trips("{rules: [{}], targetRef: null}", codes::TARGET_WITHOUT_NAME, "spec.targetRef");
+    trips("{rules: [{}], targetRefs: null}", codes::TARGET_WITHOUT_NAME, "spec.targetRefs");
+    trips("{rules: [{}], targetRefs: []}", codes::TARGET_WITHOUT_NAME, "spec.targetRefs");
+    trips("{rules: [{}], action: null}", codes::WRONG_TYPE, "spec.action");
+}
+
+#[test]
 fn rows_18_to_23_sources() {
     for other in ["principals: [\"*\"]", "notPrincipals: [\"*\"]", "namespaces: [a]", "notNamespaces: [a]"] {
         trips(

@@ -206,3 +206,14 @@ async fn the_cluster_ip_that_is_asked_for_is_given_once() {
     let error = twice.iter().find(|diagnostic| diagnostic.code == "AMB2001").expect("refused");
     assert!(error.message.contains("already that of service `a/t`"), "{error}");
 }
+
+#[tokio::test]
+async fn a_port_that_no_waypoint_can_serve_is_an_error_only_behind_one() {
+    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: udp, namespace: a, labels: {LABELS}}\n\
+        spec: {ports: [{port: 53, protocol: UDP}], selector: {app: x}}\n";
+    for (labels, severity) in [("istio.io/use-waypoint: w", Severity::Error), ("", Severity::Warning)] {
+        let found = diagnostics(&service.replace("LABELS", labels)).await;
+        let about = found.iter().find(|diagnostic| pointed_at(diagnostic) == "UDP").expect("it is pointed at");
+        assert_eq!(about.severity, severity, "{found:?}");
+    }
+}

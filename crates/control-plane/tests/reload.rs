@@ -176,3 +176,22 @@ async fn a_file_that_is_being_written_is_not_taken_for_empty() {
     assert!(mesh.waypoint_verdict("kagenti-ui", "GET", "/ui/x").is_allowed());
     assert!(matches!(mesh.event().await, Event::Reloaded { changed: 1, .. }), "one edit");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_could_not_be_read_is_read_again_without_another_edit() {
+    let (folder, elsewhere) = (copy(), tempfile::tempdir().expect("a folder"));
+    let mut mesh = running(&[folder.path()]).await;
+    let allowed = |mesh: &Mesh| mesh.waypoint_verdict("otel-collector", "POST", "/v1/traces").is_allowed();
+    assert!(allowed(&mesh));
+    // A policy that takes the right away, in a file that can't be read for now, and comes to be readable unnoticed.
+    let target = elsewhere.path().join("deny.yaml");
+    std::os::unix::fs::symlink(&target, folder.path().join("deny.yaml")).expect("a link");
+    let event = mesh.event().await;
+    assert!(matches!(event, Event::Rejected(_)), "{event:?}");
+    assert!(allowed(&mesh), "the last good state stays");
+    let policy = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
+        metadata: {name: nobody, namespace: kagenti-system}\n\
+        spec: {targetRefs: [{kind: Service, group: \"\", name: mlflow}], action: DENY, rules: [{}]}\n";
+    fs::write(&target, policy).expect("written");
+    mesh.until("the policy is in force", |_| !allowed(&mesh)).await;
+}

@@ -7,6 +7,8 @@ use std::io;
 
 use rustix::thread::CapabilitySet;
 
+use crate::isolate::isolate;
+
 /// What root's programs keep: the usual set of a container, without making devices, raw packets, network
 /// administration or anything of the system.
 const KEPT_BY_ROOT: CapabilitySet = CapabilitySet::CHOWN
@@ -27,6 +29,9 @@ const HIGHEST_CAPABILITY: u32 = 63;
 /// An ordinary user's program keeps nothing: file capabilities (`ping` has `cap_net_raw` on many systems) count inside
 /// the user namespace as well, so the bounding set is emptied and no new privileges can be gained.
 pub(crate) fn confine(uid: u32) -> io::Result<()> {
+    // First: it needs a capability that goes with the next step, and from then on this process, which still holds the
+    // node process's memory, could be traced by its equals.
+    isolate()?;
     let kept = if uid == 0 { KEPT_BY_ROOT } else { CapabilitySet::empty() };
     for number in 0..=HIGHEST_CAPABILITY {
         let capability = CapabilitySet::from_bits_retain(1 << number);

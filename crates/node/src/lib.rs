@@ -19,6 +19,7 @@ pub mod control;
 mod files;
 pub mod forward;
 pub mod host;
+pub mod isolate;
 pub mod limits;
 mod links;
 mod namespace;

@@ -148,10 +148,20 @@ fn command(pod: &PodNamespaces, spec: &ProcessSpec, program: &str) -> Result<Com
             rustix::process::setsid()?;
             namespaces.enter()?;
             rustix::process::chdir(folder.as_c_str())?;
-            confine(uid)
+            confine(uid)?;
+            close_inherited_on_exec()
         });
     }
     Ok(command)
+}
+
+/// What the mesh's caller had open beside the three standard streams isn't for programs in pods.
+fn close_inherited_on_exec() -> io::Result<()> {
+    // SAFETY: the call only sets a flag on descriptors, which takes effect when this process executes another program.
+    match unsafe { libc::syscall(libc::SYS_close_range, 3_u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 fn environment(host_name: &str, own: &[(String, String)]) -> BTreeMap<String, String> {

@@ -23,7 +23,7 @@ pub use compile::compile;
 pub use decide::{Compiled, Residual};
 pub use decision::{Decision, PolicyName, Verdict};
 pub use facts::{ConnectionFacts, RequestFacts};
-pub use path::PathNormalization;
+pub use path::{PathNormalization, normalized_target};
 
 /// What the mesh as a whole brings to the meaning of a policy.
 #[derive(Clone, Debug, PartialEq, Eq)]

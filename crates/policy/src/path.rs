@@ -66,6 +66,25 @@ enum Merge {
     BeforeDots,
 }
 
+/// The target that a proxy has to pass on so that the application sees the path that was judged: escapes of unreserved
+/// characters decoded, `\` as `/`, dot segments resolved; the query stays as it is. Nothing if it is that already.
+///
+/// An application that resolves no dots would otherwise take `/admin/%2e%2e/v1/traces`, judged as `/v1/traces`, for
+/// something below `/admin/`.
+#[must_use]
+pub fn normalized_target(target: &str) -> Option<String> {
+    let end = target.find('?').unwrap_or(target.len());
+    let (path, query) = target.split_at(end);
+    if !path.starts_with('/') || is_plain(path) {
+        return None;
+    }
+    let mut normalized = Reading::BASE.apply(&decode_unreserved(path));
+    (normalized != path).then(|| {
+        normalized.push_str(query);
+        normalized
+    })
+}
+
 /// Reads the path of a request target.
 pub(crate) fn read(target: &str, how: PathNormalization) -> Result<Readings<'_>, Unreadable> {
     let (authority, path) = split_target(target)?;
@@ -320,6 +339,30 @@ mod tests {
     fn paths(target: &str, how: PathNormalization) -> Vec<String> {
         let Readings { first, others, .. } = read(target, how).expect("readable");
         [first.into_owned()].into_iter().chain(others.into_iter().map(|(_, path)| path)).collect()
+    }
+
+    #[test]
+    fn what_is_passed_on_is_what_was_judged() {
+        for (target, passed_on) in [
+            ("/v1/traces?x=/../y", None),
+            ("/a//b%2Fc;d=1", None),
+            ("*", None),
+            ("/admin/%2e%2e/v1/traces?q=%2e%2e/", Some("/v1/traces?q=%2e%2e/")),
+            ("/a/../v1/./traces", Some("/v1/traces")),
+            ("/v1\\traces", Some("/v1/traces")),
+            ("/%761/traces", Some("/v1/traces")),
+            ("/a/..", Some("/")),
+            ("/../..", Some("/")),
+        ] {
+            let normalized = normalized_target(target);
+            assert_eq!(normalized.as_deref(), passed_on, "{target}");
+            let passed_on = normalized.as_deref().unwrap_or(target);
+            assert_eq!(normalized_target(passed_on), None, "{target} twice");
+            if target.starts_with('/') {
+                let judged = &paths(target, PathNormalization::Base)[0];
+                assert_eq!(passed_on.split('?').next(), Some(judged.as_str()), "{target}");
+            }
+        }
     }
 
     #[test]

@@ -17,7 +17,9 @@ pub(crate) struct Checked {
     pub(crate) method: Method,
     /// `:authority` or `Host`, as sent.
     pub(crate) authority: Authority,
-    /// The request target in origin form, byte for byte as sent, query included.
+    /// The request target in origin form, query included. Its path is normalised once, here, as in Istio (escapes of
+    /// unreserved characters decoded, dot segments resolved), so that the backend gets what was judged; all else is as
+    /// sent.
     pub(crate) target: PathAndQuery,
 }
 
@@ -153,7 +155,8 @@ const HOP_BY_HOP: [HeaderName; 5] = [
 ];
 
 /// Names that stand for what a proxy says: control of a proxy, and facts about the client that only a proxy knows.
-const CLIENT_MAY_NOT_SEND: [HeaderName; 9] = [
+const CLIENT_MAY_NOT_SEND: [HeaderName; 10] = [
+    HeaderName::from_static("ambit-source"),
     HeaderName::from_static("x-forwarded-client-cert"),
     HeaderName::from_static("x-envoy-internal"),
     HeaderName::from_static("x-envoy-retry-on"),
@@ -213,7 +216,10 @@ fn target(method: &Method, uri: &Uri) -> Result<PathAndQuery, Rejected> {
         return Err(Rejected::new(StatusCode::URI_TOO_LONG, "the request target is too long"));
     }
     match target.as_str().as_bytes().first() {
-        Some(b'/') => Ok(target.clone()),
+        Some(b'/') => match ambit_policy::normalized_target(target.as_str()) {
+            None => Ok(target.clone()),
+            Some(normalized) => PathAndQuery::try_from(normalized).map_err(|_| malformed),
+        },
         Some(b'*') if method == Method::OPTIONS && target == "*" => Ok(target.clone()),
         // Absolute form without a path, `http://host?x=1`.
         Some(b'?') | None if uri.authority().is_some() => {

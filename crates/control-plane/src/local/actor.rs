@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, VecDeque},
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use ambit_api::{Diagnostic, Loaded, Severity};
@@ -20,6 +21,9 @@ use super::{
     status::Status,
     watch::Watch,
 };
+
+/// How long after files couldn't be read they are read again.
+const READ_AGAIN: Duration = Duration::from_secs(1);
 
 /// What the handle asks for.
 pub(super) enum Request {
@@ -49,6 +53,13 @@ pub(super) struct Actor {
     /// Commands that the node side hasn't taken yet.
     pub(super) outbox: VecDeque<PodCommand>,
     pub(super) watch: Option<Watch>,
+    pub(super) retry: Option<Retry>,
+}
+
+/// Files that couldn't be read. What they hold may take a right away, so they are read again until it works.
+pub(super) struct Retry {
+    at: tokio::time::Instant,
+    told: Vec<Diagnostic>,
 }
 
 /// What is there to do.
@@ -104,10 +115,12 @@ impl Actor {
 
     /// What is there to do. Dropping any of these futures loses nothing.
     async fn next(&mut self) -> Next {
+        let retry = self.retry.as_ref().map(|retry| retry.at);
         tokio::select! {
             request = self.requests.recv() => request.map_or(Next::NoHandles, Next::Request),
             () = self.readiness.changed.notified() => Next::Ready,
             () = edited(self.watch.as_ref()) => Next::Edited,
+            () = until(retry) => Next::Edited,
             _ = self.pods.reserve(), if !self.outbox.is_empty() => Next::Room,
         }
     }
@@ -198,6 +211,7 @@ impl Actor {
         });
         match take_over(&mut self.cluster, loaded) {
             Ok((outcome, news)) => {
+                self.retry = None;
                 let changed = outcome.changed;
                 self.carry_out(outcome).await?;
                 if changed > 0 || !news.is_empty() {
@@ -206,7 +220,13 @@ impl Actor {
                 Ok(Ok(changed))
             }
             Err(diagnostics) => {
-                self.tell(Event::Rejected(diagnostics.clone()));
+                let unreadable = diagnostics.iter().any(|found| found.code == ambit_api::codes::UNREADABLE_FILE);
+                let retry = unreadable
+                    .then(|| Retry { at: tokio::time::Instant::now() + READ_AGAIN, told: diagnostics.clone() });
+                let before = std::mem::replace(&mut self.retry, retry);
+                if before.is_none_or(|before| before.told != diagnostics) {
+                    self.tell(Event::Rejected(diagnostics.clone()));
+                }
                 Ok(Err(diagnostics))
             }
         }
@@ -235,6 +255,13 @@ impl Actor {
     fn tell(&self, event: Event) {
         // Without a listener there is nobody to tell.
         let _ = self.events.send(event);
+    }
+}
+
+async fn until(at: Option<tokio::time::Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 

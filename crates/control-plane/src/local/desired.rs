@@ -178,7 +178,14 @@ impl Desired {
                 let field = format!("spec.ports[{i}].protocol");
                 let message = "only TCP ports are served".to_owned();
                 let code = codes::UNSUPPORTED_SERVICE;
-                self.diagnostics.push(origin.diagnostic(Severity::Warning, code, &field, message, ""));
+                // Whoever asks for a waypoint expects every port behind it, and nobody could stand guard at this one.
+                let wants_waypoint = labels
+                    .get(ambit_mesh::binding::USE_WAYPOINT)
+                    .is_some_and(|waypoint| waypoint != ambit_mesh::binding::NO_WAYPOINT);
+                let severity = if wants_waypoint { Severity::Error } else { Severity::Warning };
+                let help =
+                    if wants_waypoint { "make it TCP, or take the port to a Service without a waypoint" } else { "" };
+                self.diagnostics.push(origin.diagnostic(severity, code, &field, message, help));
             } else {
                 ports.extend(service_port(port));
             }

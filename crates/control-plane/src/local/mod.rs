@@ -135,6 +135,7 @@ pub fn start(config: Config, loaded: Loaded, xds: Sender) -> Result<Started, Sta
         events: sender,
         outbox: VecDeque::new(),
         watch,
+        retry: None,
     };
     tokio::spawn(actor.run(outcome));
     Ok(Started { handle, pods, events, diagnostics })

@@ -42,14 +42,20 @@ fn waypoint(inputs: &Inputs, name: &NamespacedName, service: &Service, found: &m
     let what = format!("service `{name}`");
     problem(inputs, &binding, &what, asked_by(&binding, &name.namespace, own), &name.namespace, found);
     let selected = Inputs::in_namespace(&inputs.pods, &name.namespace).filter(|(_, pod)| service.selects(&pod.labels));
+    // Nobody stands guard at a pod outside of the mesh: what its waypoint refuses could ask the pod itself.
+    let severity = if derive::is_guard_off(service) { Severity::Warning } else { Severity::Error };
     for (pod_name, pod) in selected {
         if !derive::in_mesh(inputs, pod_name, pod) && pod.waypoint.is_none() {
             found.add(
-                Severity::Warning,
+                severity,
                 codes::GUARD_OFF,
                 at("Service", name, label(USE_WAYPOINT)),
                 format!("its pod `{pod_name}` isn't in the mesh, so its waypoint can be walked around"),
-                format!("label namespace `{}` with `istio.io/dataplane-mode: ambient`", name.namespace),
+                format!(
+                    "label namespace `{}` with `istio.io/dataplane-mode: ambient`, or say that the Service may be open: \
+                     `{WAYPOINT_GUARD}: \"off\"`",
+                    name.namespace
+                ),
             );
         }
     }

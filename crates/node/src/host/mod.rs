@@ -143,7 +143,7 @@ fn become_node(single: SingleThreaded, owner: Owner) -> Result<(), (Step, io::Er
             // host process closes the event socket, which ends the node process as well.
             die_with_parent(None).map_err(at(Step::ProcessNamespace))?;
             mount_own_proc();
-            Ok(())
+            keep_memory_private().map_err(at(Step::ProcessNamespace))
         }
     }
 }
@@ -163,6 +163,12 @@ fn map_identity(owner: Owner) -> io::Result<()> {
     fs::write("/proc/self/setgroups", "deny")?;
     fs::write("/proc/self/uid_map", format!("{0} {0} 1", owner.uid))?;
     fs::write("/proc/self/gid_map", format!("{0} {0} 1", owner.gid))
+}
+
+/// Its memory holds every private key: no core dump, and no other process of the user may look at it, nor at what it
+/// forks before that executes something else.
+fn keep_memory_private() -> io::Result<()> {
+    Ok(rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?)
 }
 
 /// A view of this process namespace only. Where a container masks parts of its own `/proc` the kernel refuses; then the

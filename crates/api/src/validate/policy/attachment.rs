@@ -45,6 +45,14 @@ pub(super) fn check(check: &mut Check<'_>, policy: &AuthorizationPolicy) {
     if let Some(selector) = &spec.selector {
         check_selector(check, selector);
     }
+    for (name, set) in written {
+        let field = format!("spec.{name}");
+        if !set && check.origin.is_written(&field) {
+            let message = format!("`{name}` is empty, so the policy would apply to the whole namespace");
+            let code = if name == "selector" { codes::EMPTY_SELECTOR } else { codes::TARGET_WITHOUT_NAME };
+            check.error(code, &field, message, format!("say what it applies to, or remove `{name}`"));
+        }
+    }
     at_most(check, "spec.targetRefs", spec.target_refs.len(), MAX_TARGETS);
     for (index, target) in spec.target_refs.iter().enumerate() {
         check_target(check, &policy.namespace, &format!("spec.targetRefs[{index}]"), target);

@@ -67,6 +67,10 @@ fn check_dry_run(check: &mut Check<'_>, policy: &AuthorizationPolicy) {
 fn check_action(check: &mut Check<'_>, policy: &AuthorizationPolicy) {
     let spec = &policy.spec;
     let provider = spec.provider.as_ref();
+    if check.origin.is_null("spec.action") {
+        let help = "write the action; left out altogether it is ALLOW";
+        check.error(codes::WRONG_TYPE, "spec.action", "`action` has no value", help);
+    }
     match spec.action {
         Action::Custom if spec.rules.is_none() => {
             let help = "add `rules`; `rules: [{}]` asks the provider about everything";

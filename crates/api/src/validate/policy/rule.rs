@@ -9,6 +9,7 @@ use crate::{
 
 /// Checks one rule; `field` is its own.
 pub(super) fn check(check: &mut Check<'_>, action: Action, field: &str, rule: &Rule) {
+    check_written_null(check, field, rule);
     if let Some(from) = &rule.from {
         let field = format!("{field}.from");
         if from.is_empty() {
@@ -107,12 +108,28 @@ fn check_operation(check: &mut Check<'_>, field: &str, operation: &Operation) {
     paths.iter().for_each(|list| path::check(check, list));
 }
 
+/// `from:` with nothing behind it reads like a restriction and would be none: what should stand there was forgotten, or
+/// is indented wrongly.
+fn check_written_null(check: &mut Check<'_>, field: &str, rule: &Rule) {
+    for (name, absent, code) in [
+        ("from", rule.from.is_none(), codes::EMPTY_FROM),
+        ("to", rule.to.is_none(), codes::EMPTY_TO),
+        ("when", rule.when.as_ref().is_none_or(Vec::is_empty), codes::CONDITION_WITHOUT_VALUES),
+    ] {
+        let field = format!("{field}.{name}");
+        if absent && check.origin.is_written(&field) {
+            let message = format!("`{name}` has no value, so it would restrict nothing");
+            check.error(code, &field, message, format!("remove `{name}` to match everything, or add an entry"));
+        }
+    }
+}
+
 /// `principals: []` reads like "nobody" and means "anybody".
 fn check_written_empty(check: &mut Check<'_>, lists: &[List<'_>]) {
     for list in lists.iter().filter(|list| list.values.is_empty() && check.origin.is_written(&list.field)) {
         let name = list.field.rsplit('.').next().unwrap_or_default();
-        let message = format!("`{name}` without values is as if it weren't there");
-        check.warning(codes::SUSPICIOUS_VALUE, &list.field, message, "add values, or remove it");
+        let message = format!("`{name}` without values would restrict nothing");
+        check.error(codes::SUSPICIOUS_VALUE, &list.field, message, "add values, or remove it");
     }
 }
 
