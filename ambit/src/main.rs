@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use command::{Failure, client, demo, echo, forward, run, status, stop, up};
+use command::{Failure, client, demo, echo, forward, policy, run, status, stop, up};
 
 /// An ambient service mesh: L4 proxy, L7 waypoint, control plane, CA and capture in one binary.
 #[derive(Debug, Parser)]
@@ -38,6 +38,8 @@ enum Command {
     /// Send the requests that standard input names
     #[command(hide = true)]
     Client(client::Args),
+    /// Judge, explain and export authorization policies, without a mesh
+    Policy(policy::Args),
     /// Say whether this machine lets this user run a mesh
     CheckHost,
 }
@@ -53,6 +55,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Echo(args) => block_on(echo::run(args)).map(|()| ExitCode::SUCCESS),
         Command::Client(args) => block_on(client::run(args)).map(|()| ExitCode::SUCCESS),
+        Command::Policy(args) => policy::run(args),
         Command::CheckHost => up::check_host(),
     };
     result.unwrap_or_else(|failure| {

@@ -1,10 +1,14 @@
 //! `cargo xtask`: the project's chores, so that cargo is the only tool a newcomer needs.
 //!
-//! `test [--fast]` runs every test; `lint` checks format, lints, licences and duplicate dependencies; `real` runs the
-//! MLflow example against the real server and exporter.
+//! `test [--fast]` runs every test; `lint` checks format, lints, licences and duplicate dependencies; `bench` measures the
+//! policy engine; `conformance` compares it with a real Envoy; `fuzz` tries random inputs on it; `real` runs the MLflow
+//! example against the real server and exporter.
 #![forbid(unsafe_code)]
 
+mod bench;
+mod conformance;
 mod dependencies;
+mod fuzz;
 mod real;
 
 use std::{
@@ -18,6 +22,13 @@ const USAGE: &str = "usage: cargo xtask COMMAND
 commands:
   test [--fast]   run all tests; --fast leaves out those that need network namespaces
   lint            format, clippy with warnings as errors, licences and duplicate dependencies
+  bench policy    measure decisions; prints a table and writes target/bench/policy.json
+  bench instructions [--record]
+                  compare callgrind's instruction counts with bench/instructions.json, or record them
+  conformance envoy [--requests N] [--seed S]
+                  compare the policy engine with a real Envoy on random policies and requests (needs Python)
+  fuzz [TARGET...] [--runs N]
+                  try random inputs on the policy loader and engine (needs a nightly toolchain)
   real            run examples/mlflow with a real MLflow server and a real OpenTelemetry exporter (needs Python)
 ";
 
@@ -28,6 +39,11 @@ fn main() -> ExitCode {
         ["test"] => test(false),
         ["test", "--fast"] => test(true),
         ["lint"] => lint(),
+        ["bench", "policy"] => bench::policy(),
+        ["bench", "instructions"] => bench::instructions(false),
+        ["bench", "instructions", "--record"] => bench::instructions(true),
+        ["conformance", arguments @ ..] => conformance::run(arguments),
+        ["fuzz", arguments @ ..] => fuzz::run(arguments),
         ["real"] => real::run(),
         _ => Err(USAGE.to_owned()),
     };

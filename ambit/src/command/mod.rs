@@ -4,6 +4,7 @@ pub mod client;
 pub mod demo;
 pub mod echo;
 pub mod forward;
+pub mod policy;
 pub mod run;
 pub mod status;
 pub mod stop;

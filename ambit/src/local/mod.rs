@@ -156,6 +156,7 @@ impl Mesh {
         let store = Store::new(PolicyOptions {
             trust_domains: vec![TRUST_DOMAIN.to_owned()],
             root_namespace: ROOT_NAMESPACE.to_owned(),
+            ..PolicyOptions::default()
         });
         let (xds, pushes) = ambit_xds::channel::channel();
         tokio::spawn(Arc::clone(&store).run(pushes));

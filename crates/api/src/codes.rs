@@ -1,5 +1,6 @@
 //! Every diagnostic code of this crate: stable, never reused. AMB01xx reading files, AMB02xx any object, AMB03xx
-//! AuthorizationPolicy, AMB04xx Gateway, AMB05xx Service, Pod and Deployment. AMB1xxx and up belong to other crates.
+//! AuthorizationPolicy and PeerAuthentication, AMB04xx Gateway, AMB05xx Service, Pod and Deployment, AMB06xx MeshConfig.
+//! AMB1xxx and up belong to other crates.
 
 /// A diagnostic's stable code, for example `AMB0101`.
 pub type Code = &'static str;
@@ -110,6 +111,12 @@ codes! {
     BAD_DRY_RUN = "AMB0329";
     /// More rules, sources, operations or target references than the schema allows (2.1).
     TOO_MANY = "AMB0330";
+    /// A CUSTOM policy that is to be a dry run: it denies what it matches.
+    CUSTOM_DRY_RUN = "AMB0331";
+    /// A PeerAuthentication that sets single ports without selecting pods.
+    PORTS_WITHOUT_SELECTOR = "AMB0332";
+    /// A PeerAuthentication with a list of ports that is empty.
+    EMPTY_PORTS = "AMB0333";
 
     /// A waypoint's listener on another port than 15008.
     WAYPOINT_PORT = "AMB0401";
@@ -124,4 +131,18 @@ codes! {
     BAD_CONTAINER = "AMB0502";
     /// A Deployment whose selector doesn't select its own pods.
     BAD_DEPLOYMENT_SELECTOR = "AMB0503";
+
+    /// A second MeshConfig.
+    SECOND_MESH_CONFIG = "AMB0601";
+    /// A value of a MeshConfig that can't be used.
+    BAD_MESH_CONFIG = "AMB0602";
+    /// An extension provider that can't be asked.
+    BAD_PROVIDER = "AMB0603";
+}
+
+/// True for an error in a policy whose meaning is known all the same: it never matches what its author expects, Kubernetes
+/// would refuse its name, or it denies what it was only to try out.
+#[must_use]
+pub fn is_lint(code: Code) -> bool {
+    [NEVER_MATCHES, BAD_NAME, BAD_LABEL, DUPLICATE_OBJECT, CUSTOM_DRY_RUN].contains(&code)
 }

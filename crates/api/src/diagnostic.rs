@@ -199,6 +199,15 @@ impl Diagnostic {
         self.severity == Severity::Error
     }
 
+    /// What is wrong, with the field it is wrong in, for those who don't see the file.
+    #[must_use]
+    pub fn reason(&self) -> String {
+        match &self.field {
+            Some(field) => format!("{field}: {}", self.message),
+            None => self.message.clone(),
+        }
+    }
+
     /// Line, from 1.
     #[must_use]
     pub fn line(&self) -> Option<u32> {

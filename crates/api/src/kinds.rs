@@ -1,6 +1,6 @@
 //! A document to an object: which kind it is, its type, its metadata.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use gateway_api::gateways::Gateway;
 use k8s_openapi::{
@@ -13,11 +13,14 @@ use k8s_openapi::{
 use serde::{Deserialize, de::DeserializeOwned};
 
 use crate::{
-    AuthorizationPolicy, Diagnostic, Object, ObjectRef, Origin, Resource, Severity, Source,
-    authorization_policy::AuthorizationPolicySpec,
+    AuthorizationPolicy, Diagnostic, MeshConfig, Object, ObjectRef, Origin, PeerAuthentication, Resource, Severity,
+    Source,
+    authorization_policy::{AuthorizationPolicySpec, PolicyTargetReference, WorkloadSelector},
     codes::{self, Code},
     diagnostic::Findings,
     limits::MAX_OBJECTS_PER_FILE,
+    mesh_config::MeshConfigSpec,
+    peer_authentication::PeerAuthenticationSpec,
     text::{nearest, quoted},
     yaml::{self, Node, Typed, Unknown, Value},
 };
@@ -32,6 +35,7 @@ const MAX_LISTED_FIELDS: usize = 16;
 pub(crate) struct Reading<'a> {
     source: &'a Arc<Source>,
     objects: &'a mut Vec<Object>,
+    malformed: &'a mut Vec<Object>,
     found: &'a mut Findings,
     read: usize,
 }
@@ -39,8 +43,13 @@ pub(crate) struct Reading<'a> {
 // === impl Reading ===
 
 impl<'a> Reading<'a> {
-    pub(crate) fn new(source: &'a Arc<Source>, objects: &'a mut Vec<Object>, found: &'a mut Findings) -> Self {
-        Self { source, objects, found, read: 0 }
+    pub(crate) fn new(
+        source: &'a Arc<Source>,
+        objects: &'a mut Vec<Object>,
+        malformed: &'a mut Vec<Object>,
+        found: &'a mut Findings,
+    ) -> Self {
+        Self { source, objects, malformed, found, read: 0 }
     }
 
     /// Reads one document: an object, a `List` of them, or nothing.
@@ -91,15 +100,31 @@ impl<'a> Reading<'a> {
         let namespace = namespaced.then(|| written_namespace(&root).unwrap_or(DEFAULT_NAMESPACE).to_owned());
         let kind = root.text("kind").unwrap_or_default().to_owned();
         let origin = Arc::new(Origin::written(ObjectRef { kind, namespace, name }, Arc::clone(self.source), root));
-        if let Some(resource) = read(&origin, self.found) {
-            self.objects.push(Object { resource, origin });
+        let mut faults = Faults { found: self.found, first_error: None };
+        match read(&origin, &mut faults) {
+            Some(resource) => {
+                let rejection = faults.first_error;
+                self.objects.push(Object { resource, origin, rejection });
+            }
+            None if kind_of(&origin) == POLICY_KIND => {
+                let resource = Resource::AuthorizationPolicy(Box::new(attached_only(&origin)));
+                let rejection = faults.first_error;
+                self.malformed.push(Object { resource, origin, rejection });
+            }
+            None => {}
         }
         Ok(())
     }
 }
 
-/// Gives an object its type; what is wrong with it goes to the findings.
-type Read = fn(&Origin, &mut Findings) -> Option<Resource>;
+/// What is wrong with one object's form.
+struct Faults<'a> {
+    found: &'a mut Findings,
+    first_error: Option<Box<Diagnostic>>,
+}
+
+/// Gives an object its type; what is wrong with it goes to the faults.
+type Read = fn(&Origin, &mut Faults<'_>) -> Option<Resource>;
 
 /// How to read one kind.
 struct Known {
@@ -121,10 +146,24 @@ const KINDS: &[Row] = &[
     ("Gateway", "gateway.networking.k8s.io", &["v1", "v1beta1"], |o, d| {
         typed::<Gateway>(o, d).map(|r| Resource::Gateway(Box::new(r)))
     }),
-    ("AuthorizationPolicy", "security.istio.io", &["v1", "v1beta1"], |o, d| {
+    (POLICY_KIND, "security.istio.io", &["v1", "v1beta1"], |o, d| {
         typed::<PolicyObject>(o, d).map(|r| Resource::AuthorizationPolicy(Box::new(r.into_policy(o.object()))))
     }),
+    ("PeerAuthentication", "security.istio.io", &["v1", "v1beta1"], |o, d| {
+        typed::<PeerObject>(o, d).map(|r| Resource::PeerAuthentication(Box::new(r.into_policy(o.object()))))
+    }),
+    (MESH_CONFIG_KIND, "ambit.dev", &["v1alpha1"], |o, d| {
+        typed::<MeshObject>(o, d)
+            .map(|r| Resource::MeshConfig(Box::new(MeshConfig { name: o.object().name.clone(), spec: r.spec })))
+    }),
 ];
+
+const POLICY_KIND: &str = "AuthorizationPolicy";
+const MESH_CONFIG_KIND: &str = "MeshConfig";
+
+fn kind_of(origin: &Origin) -> &str {
+    &origin.object().kind
+}
 
 fn identify(source: &Arc<Source>, root: &Node) -> Result<Known, Box<Diagnostic>> {
     let help = "every document needs `apiVersion`, `kind` and `metadata.name`; documents are separated by `---`";
@@ -156,7 +195,7 @@ fn identify(source: &Arc<Source>, root: &Node) -> Result<Known, Box<Diagnostic>>
         let message = format!("`{kind}` has no version `{}`", quoted(version));
         return Err(unsupported_version(source, root, message, &full));
     }
-    Ok(Known { read: *read, namespaced: kind != "Namespace" })
+    Ok(Known { read: *read, namespaced: !["Namespace", MESH_CONFIG_KIND].contains(&kind) })
 }
 
 fn unknown_kind(source: &Arc<Source>, root: &Node, group: &str, kind: &str) -> Box<Diagnostic> {
@@ -252,7 +291,7 @@ macro_rules! named {
     };
 }
 
-named!(Namespace, ServiceAccount, Pod, Deployment, Service, Gateway, PolicyObject);
+named!(Namespace, ServiceAccount, Pod, Deployment, Service, Gateway, PolicyObject, PeerObject, MeshObject);
 
 /// An AuthorizationPolicy as it is written, with Kubernetes' metadata.
 #[derive(Deserialize)]
@@ -273,11 +312,66 @@ impl PolicyObject {
     }
 }
 
-fn typed<T: Named>(origin: &Origin, found: &mut Findings) -> Option<T> {
+/// What is left of a policy whose form is wrong: what it is attached to. If not even that can be read, it is attached to
+/// everything that it could be.
+fn attached_only(origin: &Origin) -> AuthorizationPolicy {
+    let read = origin.typed::<AttachmentObject>().and_then(|typed| typed.object.ok());
+    let Attachment { selector, target_refs, target_ref } = read.map(|object| object.spec).unwrap_or_default();
+    let spec = AuthorizationPolicySpec { selector, target_refs, target_ref, ..AuthorizationPolicySpec::default() };
+    let ObjectRef { namespace, name, .. } = origin.object().clone();
+    AuthorizationPolicy { namespace: namespace.unwrap_or_default(), name, annotations: BTreeMap::new(), spec }
+}
+
+/// The fields of an AuthorizationPolicy that say what it is attached to.
+#[derive(Deserialize)]
+struct AttachmentObject {
+    #[serde(default, deserialize_with = "crate::authorization_policy::null_as_default")]
+    spec: Attachment,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Attachment {
+    #[serde(default)]
+    selector: Option<WorkloadSelector>,
+    #[serde(default, deserialize_with = "crate::authorization_policy::null_as_default")]
+    target_refs: Vec<PolicyTargetReference>,
+    #[serde(default)]
+    target_ref: Option<PolicyTargetReference>,
+}
+
+/// A PeerAuthentication as it is written, with Kubernetes' metadata.
+#[derive(Deserialize)]
+struct PeerObject {
+    metadata: ObjectMeta,
+    #[serde(default, deserialize_with = "crate::authorization_policy::null_as_default")]
+    spec: PeerAuthenticationSpec,
+}
+
+impl PeerObject {
+    fn into_policy(self, object: &ObjectRef) -> PeerAuthentication {
+        PeerAuthentication {
+            namespace: object.namespace.clone().unwrap_or_default(),
+            name: object.name.clone(),
+            created: self.metadata.creation_timestamp.map(|time| time.0.to_string()),
+            spec: self.spec,
+        }
+    }
+}
+
+/// A MeshConfig as it is written, with Kubernetes' metadata.
+#[derive(Deserialize)]
+struct MeshObject {
+    metadata: ObjectMeta,
+    #[serde(default, deserialize_with = "crate::authorization_policy::null_as_default")]
+    spec: MeshConfigSpec,
+}
+
+fn typed<T: Named>(origin: &Origin, faults: &mut Faults<'_>) -> Option<T> {
     let Typed { object, unknown } = origin.typed::<T>()?;
     for unknown in &unknown {
-        if found.wants(Severity::Error) {
-            found.push(unknown_field(origin, unknown));
+        if faults.wants_error() {
+            faults.error(unknown_field(origin, unknown));
         }
     }
     match object {
@@ -289,9 +383,24 @@ fn typed<T: Named>(origin: &Origin, found: &mut Findings) -> Option<T> {
         }
         Err(failure) => {
             let yaml::Failure { field, message, help } = failure;
-            found.push(origin.diagnostic(Severity::Error, codes::WRONG_TYPE, &field, message, help));
+            faults.error(origin.diagnostic(Severity::Error, codes::WRONG_TYPE, &field, message, help));
             None
         }
+    }
+}
+
+// === impl Faults ===
+
+impl Faults<'_> {
+    fn wants_error(&self) -> bool {
+        self.first_error.is_none() || self.found.wants(Severity::Error)
+    }
+
+    fn error(&mut self, diagnostic: Diagnostic) {
+        if self.first_error.is_none() {
+            self.first_error = Some(Box::new(diagnostic.clone()));
+        }
+        self.found.push(diagnostic);
     }
 }
 

@@ -1,4 +1,5 @@
-//! The kinds users write: Namespace, ServiceAccount, Pod, Deployment, Service, Gateway and AuthorizationPolicy.
+//! The kinds users write: Namespace, ServiceAccount, Pod, Deployment, Service, Gateway, AuthorizationPolicy,
+//! PeerAuthentication and MeshConfig.
 //!
 //! What it does: load multi-document YAML with source positions, give each document its type, validate it, and
 //! describe what is wrong in terms of the user's own file (file, line, column, object, field, and what to do).
@@ -12,7 +13,9 @@ mod diagnostic;
 mod kinds;
 pub mod limits;
 mod load;
+pub mod mesh_config;
 mod object;
+pub mod peer_authentication;
 pub mod spiffe;
 mod text;
 mod validate;
@@ -22,6 +25,8 @@ pub use authorization_policy::AuthorizationPolicy;
 pub use diagnostic::{Diagnostic, Place, Severity, Source, render};
 pub use gateway_api::gateways::Gateway;
 pub use load::{Loaded, load, load_text};
+pub use mesh_config::MeshConfig;
 pub use object::{Object, ObjectRef, Origin, Resource};
+pub use peer_authentication::PeerAuthentication;
 pub use spiffe::SpiffeId;
 pub use validate::validate;

@@ -21,6 +21,9 @@ pub struct Loaded {
     /// The objects, in the order of their files and documents. Objects with errors in their meaning (but not in their
     /// form) are among them.
     pub objects: Vec<Object>,
+    /// Policies whose form is wrong, reduced to what they are attached to (without selector and targets if not even that
+    /// could be read). Each has a rejection.
+    pub malformed: Vec<Object>,
     /// Errors, warnings and notes: of reading, and of [`validate()`](crate::validate). With an error among them the
     /// objects are not to be enforced.
     pub diagnostics: Vec<Diagnostic>,
@@ -34,7 +37,7 @@ pub fn load(paths: &[PathBuf]) -> Loaded {
     for path in paths {
         walk.given(path);
     }
-    let mut loaded = Loaded { objects: Vec::new(), diagnostics: walk.diagnostics };
+    let mut loaded = Loaded { diagnostics: walk.diagnostics, ..Loaded::default() };
     for path in walk.files {
         match read(&path) {
             Ok(bytes) => loaded.read_bytes(&path.display().to_string(), bytes),
@@ -93,7 +96,7 @@ impl Loaded {
             let diagnostic = Diagnostic::new(Severity::Error, problem.code, problem.message, problem.help);
             found.push(diagnostic.at(source.place(problem.span)));
         }
-        let mut reading = kinds::Reading::new(&source, &mut self.objects, &mut found);
+        let mut reading = kinds::Reading::new(&source, &mut self.objects, &mut self.malformed, &mut found);
         documents.into_iter().for_each(|document| reading.document(document));
         let mut found = found.into_list();
         found.sort_by_key(|diagnostic| diagnostic.place.as_ref().map(|place| place.span.start));
@@ -101,7 +104,7 @@ impl Loaded {
     }
 
     fn validated(mut self) -> Self {
-        self.diagnostics.extend(validate(&self.objects));
+        self.diagnostics.extend(validate::validate_and_mark(&mut self.objects));
         self
     }
 }

@@ -13,7 +13,7 @@ use k8s_openapi::{
 use serde::Serialize;
 
 use crate::{
-    AuthorizationPolicy, Diagnostic, Place, Severity, Source,
+    AuthorizationPolicy, Diagnostic, MeshConfig, PeerAuthentication, Place, Severity, Source,
     codes::Code,
     text::quoted,
     yaml::{self, Node, Typed},
@@ -27,6 +27,9 @@ pub struct Object {
     pub resource: Resource,
     /// Where it was written.
     pub origin: Arc<Origin>,
+    /// The first reason why it can't be enforced as it is written; nothing if it can. What a policy with one targets is to
+    /// be denied. Values that can never match are errors, but no such reason: what they mean is known.
+    pub rejection: Option<Box<Diagnostic>>,
 }
 
 /// The kinds that mean something to the mesh.
@@ -40,6 +43,8 @@ pub enum Resource {
     Service(Box<Service>),
     Gateway(Box<Gateway>),
     AuthorizationPolicy(Box<AuthorizationPolicy>),
+    PeerAuthentication(Box<PeerAuthentication>),
+    MeshConfig(Box<MeshConfig>),
 }
 
 /// The name of an object. `Display`: `AuthorizationPolicy kagenti-system/mlflow-traces`, `Namespace kagenti-system`.
@@ -84,10 +89,12 @@ impl Resource {
             Self::Service(_) => "Service",
             Self::Gateway(_) => "Gateway",
             Self::AuthorizationPolicy(_) => "AuthorizationPolicy",
+            Self::PeerAuthentication(_) => "PeerAuthentication",
+            Self::MeshConfig(_) => "MeshConfig",
         }
     }
 
-    /// The Kubernetes metadata; none for AuthorizationPolicy, which carries what it needs itself.
+    /// The Kubernetes metadata; none for the kinds that carry what they need of it themselves.
     #[must_use]
     pub fn metadata(&self) -> Option<&ObjectMeta> {
         match self {
@@ -97,16 +104,17 @@ impl Resource {
             Self::Deployment(object) => Some(&object.metadata),
             Self::Service(object) => Some(&object.metadata),
             Self::Gateway(object) => Some(&object.metadata),
-            Self::AuthorizationPolicy(_) => None,
+            Self::AuthorizationPolicy(_) | Self::PeerAuthentication(_) | Self::MeshConfig(_) => None,
         }
     }
 
-    /// Namespace; none for Namespace itself.
+    /// Namespace; none for the kinds that live in none.
     #[must_use]
     pub fn namespace(&self) -> Option<&str> {
         match self {
-            Self::Namespace(_) => None,
+            Self::Namespace(_) | Self::MeshConfig(_) => None,
             Self::AuthorizationPolicy(policy) => Some(&policy.namespace),
+            Self::PeerAuthentication(policy) => Some(&policy.namespace),
             _ => self.metadata().and_then(|metadata| metadata.namespace.as_deref()),
         }
     }
@@ -116,6 +124,8 @@ impl Resource {
     pub fn name(&self) -> &str {
         match self {
             Self::AuthorizationPolicy(policy) => &policy.name,
+            Self::PeerAuthentication(policy) => &policy.name,
+            Self::MeshConfig(config) => &config.name,
             _ => self.metadata().and_then(|metadata| metadata.name.as_deref()).unwrap_or_default(),
         }
     }

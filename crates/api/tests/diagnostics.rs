@@ -303,9 +303,9 @@ fn documents_that_are_no_objects_and_kinds_of_others() {
         ],
     );
     expect(
-        &object("security.istio.io/v1", "PeerAuthentication"),
+        &object("security.istio.io/v1", "RequestAuthentication"),
         &[
-            "mesh.yaml:2:7: warning[AMB0202] PeerAuthentication x: `PeerAuthentication` of `security.istio.io/v1` is ignored \
+            "mesh.yaml:2:7: warning[AMB0202] RequestAuthentication x: `RequestAuthentication` of `security.istio.io/v1` is ignored \
            => what it demands is not enforced here",
         ],
     );
@@ -389,7 +389,7 @@ fn a_diagnostic_is_json_for_programs() {
 
 #[test]
 fn later_stages_point_into_the_file_too() {
-    let Loaded { objects, diagnostics } = load_text(
+    let Loaded { objects, diagnostics, .. } = load_text(
         "mesh.yaml",
         "apiVersion: v1\nkind: Service\nmetadata:\n  name: s\n  labels:\n    istio.io/use-waypoint: w\nspec:\n  ports:\n  - port: 80\n",
     );

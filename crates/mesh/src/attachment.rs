@@ -1,22 +1,33 @@
-//! Which policies a waypoint enforces for a service (`spec/authorization.md` 2.8).
+//! Which policies are enforced where (`spec/authorization.md` 2.7, 2.8). What enforcement is derived from, what findings
+//! say and what the command line shows all come from [`attachment`] and [`EnforcementPoint::enforces`].
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     sync::Arc,
 };
 
-use ambit_api::{AuthorizationPolicy, authorization_policy::PolicyTargetReference};
+use ambit_api::{
+    AuthorizationPolicy,
+    authorization_policy::{Action, PolicyTargetReference},
+};
 
-use crate::inputs::{NamespacedName, Policy, WAYPOINT_CLASS};
+use crate::inputs::{Labels, NamespacedName, Policy, WAYPOINT_CLASS, contains};
 
 /// Group of Gateway and GatewayClass.
 pub const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
+/// Group of ServiceEntry.
+pub const SERVICE_ENTRY_GROUP: &str = "networking.istio.io";
+/// Annotation that makes a policy take no part in verdicts.
+pub const DRY_RUN: &str = "istio.io/dry-run";
 
 /// What a target reference names.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Target {
     /// A Service of the policy's namespace.
     Service(NamespacedName),
+    /// A ServiceEntry of the policy's namespace.
+    ServiceEntry(NamespacedName),
     /// A Gateway of the policy's namespace.
     Gateway(NamespacedName),
     /// Every waypoint; only a policy of the root namespace may say so.
@@ -26,6 +37,68 @@ pub enum Target {
     },
 }
 
+/// What a policy is attached to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Attachment<'a> {
+    /// What its target references name, at the waypoints of that. Nothing may be left of them: then it is attached to
+    /// nothing.
+    Targets(Vec<Target>),
+    /// Every pod of the mesh, at its node proxy.
+    Mesh,
+    /// Every pod of its namespace, at its node proxy.
+    Namespace,
+    /// Pods with these labels, at their node proxy.
+    Pods {
+        /// In every namespace; otherwise in its own.
+        everywhere: bool,
+        /// The labels.
+        labels: &'a Labels,
+    },
+}
+
+/// A place where policies are enforced.
+#[derive(Clone, Copy, Debug)]
+pub enum EnforcementPoint<'a> {
+    /// A waypoint, for one service that it fronts.
+    Waypoint {
+        /// Name of its Gateway.
+        gateway: &'a NamespacedName,
+        /// The service.
+        service: &'a NamespacedName,
+        /// What kind of object the service is.
+        kind: ServedKind,
+    },
+    /// The proxy of a pod, which sees connections only.
+    NodeProxy {
+        /// Namespace of the pod.
+        namespace: &'a str,
+        /// Labels of the pod.
+        labels: &'a Labels,
+    },
+}
+
+/// What kind of object a waypoint's service is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServedKind {
+    /// A Service.
+    Service,
+    /// A ServiceEntry.
+    ServiceEntry,
+}
+
+/// How a policy comes to be enforced at a point.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Via {
+    /// By this target.
+    Target(Target),
+    /// It selects the pod.
+    Selector,
+    /// It holds for the whole namespace.
+    Namespace,
+    /// It holds for the whole mesh.
+    Mesh,
+}
+
 /// The policies, and which of them are attached to what.
 #[derive(Clone, Debug, Default)]
 pub struct Policies {
@@ -33,21 +106,46 @@ pub struct Policies {
     by_target: BTreeMap<Target, BTreeSet<NamespacedName>>,
 }
 
-/// The policies in force for a service at its waypoint, in order of namespace and name: those that target the
-/// Service, those that target the waypoint's Gateway, and those of the root namespace that target the waypoint class.
-pub fn policies_for_service<'a>(
-    policies: &'a Policies,
-    service: &NamespacedName,
-    waypoint: &NamespacedName,
-    root_namespace: &str,
-) -> impl Iterator<Item = &'a Policy> {
-    let targets = [
-        Target::Service(service.clone()),
-        Target::Gateway(waypoint.clone()),
-        Target::WaypointClass { namespace: root_namespace.into() },
-    ];
-    let names: BTreeSet<_> = targets.iter().filter_map(|target| policies.by_target.get(target)).flatten().collect();
-    names.into_iter().filter_map(|name| policies.all.get(name))
+/// What a policy is attached to.
+#[must_use]
+pub fn attachment<'a>(policy: &'a AuthorizationPolicy, root_namespace: &str) -> Attachment<'a> {
+    let in_root = policy.namespace == root_namespace;
+    if references(policy).next().is_some() {
+        let targets = references(policy).filter_map(|(_, reference)| target(&policy.namespace, reference));
+        // Only the root namespace may speak for all waypoints.
+        return Attachment::Targets(
+            targets.filter(|t| in_root || !matches!(t, Target::WaypointClass { .. })).collect(),
+        );
+    }
+    match &policy.spec.selector {
+        Some(selector) => Attachment::Pods { everywhere: in_root, labels: &selector.match_labels },
+        None if in_root => Attachment::Mesh,
+        None => Attachment::Namespace,
+    }
+}
+
+/// Why the node proxies leave a policy out that is attached to pods; nothing if they enforce it.
+///
+/// A rejected policy is never left out, whatever it says.
+#[must_use]
+pub fn left_out_by_node_proxies(policy: &AuthorizationPolicy) -> Option<&'static str> {
+    match policy.spec.action {
+        _ if is_dry_run(policy) == Some(true) => Some("it is a dry run"),
+        Action::Audit => Some("node proxies don't record AUDIT policies"),
+        Action::Custom => Some("node proxies don't ask external authorizers"),
+        Action::Allow | Action::Deny => None,
+    }
+}
+
+/// Whether a policy asks to be a dry run; nothing if its annotation isn't a boolean word.
+#[must_use]
+pub fn is_dry_run(policy: &AuthorizationPolicy) -> Option<bool> {
+    match policy.annotations.get(DRY_RUN).map(String::as_str) {
+        None => Some(false),
+        Some("1" | "t" | "T" | "true" | "TRUE" | "True") => Some(true),
+        Some("0" | "f" | "F" | "false" | "FALSE" | "False") => Some(false),
+        Some(_) => None,
+    }
 }
 
 /// The references of a policy, with the field of each. The older single form counts only when the list is empty.
@@ -64,13 +162,67 @@ pub fn target(namespace: &str, reference: &PolicyTargetReference) -> Option<Targ
     if !reference.namespace.is_empty() && reference.namespace != namespace {
         return None;
     }
+    let name = || NamespacedName::new(namespace, &reference.name);
     match (reference.group.as_str(), reference.kind.as_str()) {
-        ("" | "core", "Service") => Some(Target::Service(NamespacedName::new(namespace, &reference.name))),
-        (GATEWAY_GROUP, "Gateway") => Some(Target::Gateway(NamespacedName::new(namespace, &reference.name))),
+        ("" | "core", "Service") => Some(Target::Service(name())),
+        (SERVICE_ENTRY_GROUP, "ServiceEntry") => Some(Target::ServiceEntry(name())),
+        (GATEWAY_GROUP, "Gateway") => Some(Target::Gateway(name())),
         (GATEWAY_GROUP, "GatewayClass") if reference.name == WAYPOINT_CLASS => {
             Some(Target::WaypointClass { namespace: namespace.into() })
         }
         _ => None,
+    }
+}
+
+// === impl EnforcementPoint ===
+
+impl EnforcementPoint<'_> {
+    /// How a policy comes to be enforced here; nothing if it isn't.
+    ///
+    /// Whether it takes part in the verdict is another matter: see [`left_out_by_node_proxies`].
+    #[must_use]
+    pub fn enforces(&self, policy: &AuthorizationPolicy, root_namespace: &str) -> Option<Via> {
+        match (self, attachment(policy, root_namespace)) {
+            (Self::Waypoint { .. }, Attachment::Targets(targets)) => {
+                let here = self.targets(root_namespace);
+                targets.into_iter().find(|target| here.contains(target)).map(Via::Target)
+            }
+            (Self::NodeProxy { .. }, Attachment::Mesh) => Some(Via::Mesh),
+            (Self::NodeProxy { namespace, .. }, Attachment::Namespace) => {
+                (policy.namespace == **namespace).then_some(Via::Namespace)
+            }
+            (Self::NodeProxy { namespace, labels }, Attachment::Pods { everywhere, labels: wanted }) => {
+                let in_reach = everywhere || policy.namespace == **namespace;
+                (in_reach && contains(labels, wanted)).then_some(Via::Selector)
+            }
+            (Self::Waypoint { .. }, _) | (Self::NodeProxy { .. }, Attachment::Targets(_)) => None,
+        }
+    }
+
+    /// What a reference must name to bring a policy here: nothing does at a node proxy.
+    fn targets(&self, root_namespace: &str) -> Vec<Target> {
+        let Self::Waypoint { gateway, service, kind } = *self else { return Vec::new() };
+        let service = match kind {
+            ServedKind::Service => Target::Service(service.clone()),
+            ServedKind::ServiceEntry => Target::ServiceEntry(service.clone()),
+        };
+        vec![service, Target::Gateway(gateway.clone()), Target::WaypointClass { namespace: root_namespace.into() }]
+    }
+}
+
+// === impl Via ===
+
+impl fmt::Display for Via {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Target(Target::Service(name)) => write!(f, "targets Service {name}"),
+            Self::Target(Target::ServiceEntry(name)) => write!(f, "targets ServiceEntry {name}"),
+            Self::Target(Target::Gateway(name)) => write!(f, "targets Gateway {name}"),
+            Self::Target(Target::WaypointClass { .. }) => f.write_str("targets every waypoint"),
+            Self::Selector => f.write_str("selects the pod"),
+            Self::Namespace => f.write_str("holds for the namespace"),
+            Self::Mesh => f.write_str("holds for the mesh"),
+        }
     }
 }
 
@@ -88,12 +240,29 @@ impl Policies {
         self.all.get(name)
     }
 
+    /// Those that are enforced at a point, with how they come to be, in order of namespace and name.
+    #[must_use]
+    pub fn enforced_at(&self, point: &EnforcementPoint<'_>, root_namespace: &str) -> Vec<(&Policy, Via)> {
+        let candidates: BTreeMap<_, _> = match point {
+            EnforcementPoint::Waypoint { .. } => {
+                let targets = point.targets(root_namespace);
+                let names = targets.iter().filter_map(|target| self.by_target.get(target)).flatten();
+                names.filter_map(|name| Some((name, self.all.get(name)?))).collect()
+            }
+            EnforcementPoint::NodeProxy { namespace, .. } => {
+                let namespaces = BTreeSet::from([*namespace, root_namespace]);
+                namespaces.into_iter().flat_map(|namespace| self.of_namespace(namespace)).collect()
+            }
+        };
+        let enforced = |policy: &'_ Policy| point.enforces(policy.get(), root_namespace);
+        candidates.into_values().filter_map(|policy| enforced(policy).map(|via| (policy, via))).collect()
+    }
+
     /// Those of one namespace.
-    pub(crate) fn of_namespace<'a>(
-        &'a self,
-        namespace: &'a str,
-    ) -> impl Iterator<Item = (&'a NamespacedName, &'a Policy)> {
-        crate::inputs::Inputs::in_namespace(&self.all, namespace)
+    fn of_namespace(&self, namespace: &str) -> impl Iterator<Item = (&NamespacedName, &Policy)> {
+        let namespace: Arc<str> = namespace.into();
+        let first = NamespacedName { namespace: Arc::clone(&namespace), name: "".into() };
+        self.all.range(first..).take_while(move |(key, _)| key.namespace == namespace)
     }
 
     pub(crate) fn put(&mut self, name: NamespacedName, policy: Option<Policy>) {
@@ -116,7 +285,7 @@ impl Policies {
     }
 }
 
-/// What a policy is attached to.
+/// What a policy's references name.
 pub(crate) fn targets(policy: &Policy) -> Vec<Target> {
     let policy = policy.get();
     references(policy).filter_map(|(_, reference)| target(&policy.namespace, reference)).collect()

@@ -1,15 +1,13 @@
 //! From the users' objects to the resources that proxies are sent (`spec/control-plane.md` 4.3 to 4.5,
 //! `spec/authorization.md` 2.7): pure, one function per resource.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    hash::Hasher,
-    net::IpAddr,
-};
+use std::{collections::BTreeMap, hash::Hasher, net::IpAddr};
 
-use ambit_api::{AuthorizationPolicy, authorization_policy::Action as PolicyAction};
+use ambit_api::{authorization_policy::Action as PolicyAction, mesh_config::Normalization};
+use ambit_policy::ProviderKind;
 use ambit_xds::{
-    ADDRESS_TYPE, AUTHORIZATION_TYPE, Resource, WAYPOINT_TYPE,
+    ADDRESS_TYPE, AUTHORIZATION_TYPE, MESH_TYPE, Resource, WAYPOINT_TYPE,
+    mesh::{self, Mesh, Provider},
     security::{self, Authorization, POLICY_EXTENSION, POLICY_TYPE, Scope},
     waypoint::{BoundService, Bundle},
     workload::{
@@ -21,9 +19,10 @@ use ambit_xds::{
 use prost::Message;
 
 use crate::{
-    attachment::{self, policies_for_service},
+    attachment::{self, Attachment, EnforcementPoint, ServedKind},
     binding::{self, Binding, GUARD_OFF, WAYPOINT_GUARD},
-    inputs::{HBONE_PORT, Inputs, Labels, NamespacedName, Pod, Policy, Service, TargetPort},
+    inputs::{HBONE_PORT, Inputs, Labels, NamespacedName, Pod, Policy, Service, Settings, TargetPort},
+    peer_authentication,
 };
 
 /// Label that puts pods into the mesh: on a Namespace or a pod.
@@ -32,8 +31,6 @@ pub const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
 pub const AMBIENT: &str = "ambient";
 /// Value of [`DATAPLANE_MODE`] that keeps a pod out.
 pub const NOT_IN_MESH: &str = "none";
-/// Annotation that makes a policy take no part in verdicts.
-pub const DRY_RUN: &str = "istio.io/dry-run";
 /// Trust domain and service account that the wire leaves out.
 const ELIDED_TRUST_DOMAIN: &str = "cluster.local";
 const ELIDED_SERVICE_ACCOUNT: &str = "default";
@@ -50,8 +47,12 @@ pub fn derive(inputs: &Inputs) -> Resources {
             resources.insert((kind, resource.name.clone()), resource);
         }
     };
+    add(MESH_TYPE, mesh(inputs));
     for (_, policy) in inputs.policies() {
         add(AUTHORIZATION_TYPE, authorization(inputs, policy));
+    }
+    for policy in peer_authentication::policies(inputs) {
+        add(AUTHORIZATION_TYPE, Some(authorization_of(&Policy::new(policy), Scope::WorkloadSelector)));
     }
     for name in inputs.gateways.keys() {
         add(WAYPOINT_TYPE, bundle(inputs, name));
@@ -66,50 +67,66 @@ pub fn derive(inputs: &Inputs) -> Resources {
     resources
 }
 
-/// The L4 form of a policy: nothing for one with target references, which waypoints enforce, and for AUDIT, CUSTOM and
-/// dry runs, which node proxies don't (findings say so).
+/// What holds for the whole mesh; nothing while everything has its default.
+pub(crate) fn mesh(inputs: &Inputs) -> Option<Resource> {
+    let settings = &inputs.settings;
+    if settings.clone().with_config(None) == *settings {
+        return None;
+    }
+    let Settings { trust_domain, trust_domain_aliases, root_namespace, path_normalization, providers, .. } = settings;
+    let paths = match path_normalization {
+        None => mesh::PathNormalization::AllReadings,
+        Some(Normalization::None) => mesh::PathNormalization::None,
+        Some(Normalization::Base) => mesh::PathNormalization::Base,
+        Some(Normalization::MergeSlashes) => mesh::PathNormalization::MergeSlashes,
+        Some(Normalization::DecodeAndMergeSlashes) => mesh::PathNormalization::DecodeAndMergeSlashes,
+    };
+    let provider =
+        |(name, kind): (&String, &ProviderKind)| Provider { name: name.clone(), grpc: *kind == ProviderKind::Grpc };
+    let message = Mesh {
+        trust_domains: std::iter::once(trust_domain).chain(trust_domain_aliases).cloned().collect(),
+        root_namespace: root_namespace.clone(),
+        path_normalization: paths as i32,
+        providers: providers.iter().map(provider).collect(),
+        several_providers: settings.several_providers,
+    };
+    Some(resource(mesh::NAME.to_owned(), &message))
+}
+
+/// The L4 form of a policy: nothing for one with target references, which waypoints enforce, and for those that node
+/// proxies leave out (findings say so). A rejected one is never left out.
 pub(crate) fn authorization(inputs: &Inputs, policy: &Policy) -> Option<Resource> {
     let object = policy.get();
+    let scope = match attachment::attachment(object, &inputs.settings.root_namespace) {
+        Attachment::Targets(_) => return None,
+        Attachment::Mesh => Scope::Global,
+        Attachment::Namespace => Scope::Namespace,
+        Attachment::Pods { .. } => Scope::WorkloadSelector,
+    };
+    is_on_the_wire(policy).then(|| authorization_of(policy, scope))
+}
+
+/// True if node proxies are told of a policy that is attached to pods.
+fn is_on_the_wire(policy: &Policy) -> bool {
+    policy.rejection().is_some() || attachment::left_out_by_node_proxies(policy.get()).is_none()
+}
+
+fn authorization_of(policy: &Policy, scope: Scope) -> Resource {
+    let object = policy.get();
     let action = match object.spec.action {
-        _ if attachment::references(object).next().is_some() || is_dry_run(object) == Some(true) => return None,
         PolicyAction::Allow => security::Action::Allow,
-        PolicyAction::Deny => security::Action::Deny,
-        PolicyAction::Audit | PolicyAction::Custom => return None,
+        // The last two come only with a rejection.
+        PolicyAction::Deny | PolicyAction::Audit | PolicyAction::Custom => security::Action::Deny,
     };
     let message = Authorization {
         name: object.name.clone(),
         namespace: object.namespace.clone(),
-        scope: scope(inputs, object) as i32,
+        scope: scope as i32,
         action: action as i32,
         dry_run: false,
         extensions: vec![extension(POLICY_EXTENSION, POLICY_TYPE, &on_the_wire(policy))],
     };
-    Some(resource(format!("{}/{}", object.namespace, object.name), &message))
-}
-
-/// Whether a policy asks to be a dry run; nothing if its annotation isn't a boolean word.
-pub(crate) fn is_dry_run(policy: &AuthorizationPolicy) -> Option<bool> {
-    match policy.annotations.get(DRY_RUN).map(String::as_str) {
-        None => Some(false),
-        Some("1" | "t" | "T" | "true" | "TRUE" | "True") => Some(true),
-        Some("0" | "f" | "F" | "false" | "FALSE" | "False") => Some(false),
-        Some(_) => None,
-    }
-}
-
-fn scope(inputs: &Inputs, policy: &AuthorizationPolicy) -> Scope {
-    match &policy.spec.selector {
-        Some(_) => Scope::WorkloadSelector,
-        None if policy.namespace == inputs.settings.root_namespace => Scope::Global,
-        None => Scope::Namespace,
-    }
-}
-
-/// True if a selector policy applies to a pod of this namespace with these labels.
-pub(crate) fn selects(inputs: &Inputs, policy: &AuthorizationPolicy, namespace: &str, labels: &Labels) -> bool {
-    let in_reach = policy.namespace == namespace || policy.namespace == inputs.settings.root_namespace;
-    let selector = policy.spec.selector.as_ref();
-    in_reach && selector.is_some_and(|selector| crate::inputs::contains(labels, &selector.match_labels))
+    resource(format!("{}/{}", object.namespace, object.name), &message)
 }
 
 /// What the waypoint of this Gateway must know; nothing if it isn't one.
@@ -120,11 +137,11 @@ pub(crate) fn bundle(inputs: &Inputs, gateway: &NamespacedName) -> Option<Resour
         let bound = binding::of_service(inputs, name, service)
             .is_some_and(|binding| binding.problem.is_none() && binding.request.gateway == *gateway);
         if bound && !is_shadowed(inputs, name) {
-            let policies = policies_for_service(&inputs.policies, name, gateway, &inputs.settings.root_namespace);
+            let point = EnforcementPoint::Waypoint { gateway, service: name, kind: ServedKind::Service };
             services.push(BoundService {
                 namespace: name.namespace.to_string(),
                 hostname: inputs.hostname(name),
-                policies: policies.map(on_the_wire).collect(),
+                policies: inputs.enforced_at(&point).into_iter().map(|(policy, _)| on_the_wire(policy)).collect(),
             });
         }
     }
@@ -134,7 +151,12 @@ pub(crate) fn bundle(inputs: &Inputs, gateway: &NamespacedName) -> Option<Resour
 
 fn on_the_wire(policy: &Policy) -> security::Policy {
     let object = policy.get();
-    security::Policy { namespace: object.namespace.clone(), name: object.name.clone(), json: policy.json.to_vec() }
+    security::Policy {
+        namespace: object.namespace.clone(),
+        name: object.name.clone(),
+        json: policy.json.to_vec(),
+        rejection: policy.rejection().unwrap_or_default().to_owned(),
+    }
 }
 
 /// A Gateway's own service; nothing if it isn't a waypoint.
@@ -249,18 +271,17 @@ pub fn captures(namespace: Option<&Labels>, pod: &Labels) -> bool {
     }
 }
 
-/// Selector policies that apply to the pod, sorted. None for a waypoint: it isn't behind a node proxy.
+/// Names of the policies that select the pod, sorted. None for a waypoint: it isn't behind a node proxy.
 fn selector_policies(inputs: &Inputs, name: &NamespacedName, pod: &Pod) -> Vec<String> {
     if pod.waypoint.is_some() {
         return Vec::new();
     }
-    let namespaces = BTreeSet::from([&*name.namespace, inputs.settings.root_namespace.as_str()]);
-    let policies = namespaces.into_iter().flat_map(|namespace| inputs.policies.of_namespace(namespace));
-    let mut names: Vec<_> = policies
-        .filter(|(_, policy)| selects(inputs, policy.get(), &name.namespace, &pod.labels))
-        .filter(|(_, policy)| authorization(inputs, policy).is_some())
-        .map(|(policy, _)| policy.to_string())
-        .collect();
+    let point = EnforcementPoint::NodeProxy { namespace: &name.namespace, labels: &pod.labels };
+    let enforced = inputs.enforced_at(&point).into_iter();
+    let selecting = enforced.filter(|(policy, via)| *via == attachment::Via::Selector && is_on_the_wire(policy));
+    let mut names: Vec<_> =
+        selecting.map(|(policy, _)| format!("{}/{}", policy.get().namespace, policy.get().name)).collect();
+    names.extend(peer_authentication::policy_name(inputs, &name.namespace, &pod.labels).map(|name| name.to_string()));
     names.sort();
     names
 }

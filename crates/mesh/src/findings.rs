@@ -3,6 +3,7 @@
 //! An error means that something would be refused, or not be enforced, that its author expects to work.
 
 mod identities;
+mod peer_authentications;
 mod policies;
 mod services;
 
@@ -34,6 +35,12 @@ pub mod codes {
     pub const POLICY_SELECTS_NOTHING: Code = "AMB1105";
     /// A principal or service account in a policy that nobody has.
     pub const UNKNOWN_PRINCIPAL: Code = "AMB1106";
+    /// A CUSTOM policy whose provider isn't configured.
+    pub const UNKNOWN_PROVIDER: Code = "AMB1107";
+    /// A PeerAuthentication that doesn't count, since an older one speaks for the same pods.
+    pub const SHADOWED_PEER_AUTHENTICATION: Code = "AMB1108";
+    /// A PeerAuthentication that applies to nothing.
+    pub const PEER_AUTHENTICATION_UNUSED: Code = "AMB1109";
     /// A waypoint that doesn't exist.
     pub const WAYPOINT_MISSING: Code = "AMB1201";
     /// A Gateway of another class used as a waypoint.
@@ -76,6 +83,7 @@ pub fn findings(inputs: &Inputs) -> Vec<Finding> {
     identities::check(inputs, &mut found);
     services::check(inputs, &mut found);
     policies::check(inputs, &mut found);
+    peer_authentications::check(inputs, &mut found);
     let mut findings: Vec<_> = found.0.into_iter().collect();
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     findings

@@ -4,17 +4,17 @@
 
 use std::collections::BTreeSet;
 
-use ambit_xds::{ADDRESS_TYPE, AUTHORIZATION_TYPE, DeltaResponse, Resource, WAYPOINT_TYPE};
+use ambit_xds::{ADDRESS_TYPE, AUTHORIZATION_TYPE, DeltaResponse, MESH_TYPE, Resource, WAYPOINT_TYPE};
 
 use crate::{
-    attachment::{self, Target},
+    attachment::{self, EnforcementPoint, Target},
     binding,
     derive::{self, Resources},
     inputs::{Change, Inputs, NamespacedName, Policy, Service, Settings},
 };
 
-/// Types in the order in which a push carries them: policies before the workloads that name them.
-const PUSH_ORDER: [&str; 3] = [AUTHORIZATION_TYPE, WAYPOINT_TYPE, ADDRESS_TYPE];
+/// Types in the order in which a push carries them: what policies mean, policies, the workloads that name them.
+const PUSH_ORDER: [&str; 4] = [MESH_TYPE, AUTHORIZATION_TYPE, WAYPOINT_TYPE, ADDRESS_TYPE];
 
 /// The objects, and the resources derived from them.
 #[derive(Clone, Debug, Default)]
@@ -26,7 +26,7 @@ pub struct Index {
 /// What changes have touched.
 #[derive(Debug, Default)]
 struct Dirty {
-    /// A Namespace or Gateway changed; these are few and reach far.
+    /// A Namespace, Gateway or PeerAuthentication or the settings changed; these are few and reach far.
     everything: bool,
     policies: BTreeSet<NamespacedName>,
     bundles: BTreeSet<NamespacedName>,
@@ -161,7 +161,9 @@ impl Dirty {
     /// Marks what the object, as it is before the change, has an effect on.
     fn mark(&mut self, inputs: &Inputs, change: &Change) {
         match change {
-            Change::Namespace(..) | Change::Gateway(..) => self.everything = true,
+            Change::Namespace(..) | Change::Gateway(..) | Change::PeerAuthentication(..) | Change::Settings(_) => {
+                self.everything = true;
+            }
             Change::ServiceAccount(..) => {}
             Change::Service(name, _) => self.mark_present(inputs, &Key::Service(name.clone())),
             Change::Policy(name, _) => self.mark_present(inputs, &Key::Policy(name.clone())),
@@ -205,13 +207,16 @@ impl Dirty {
                     self.bundles.extend(request.map(|request| request.gateway));
                 }
                 Target::Gateway(name) => drop(self.bundles.insert(name)),
+                // Nothing serves these yet.
+                Target::ServiceEntry(_) => {}
                 Target::WaypointClass { .. } => self.bundles.extend(inputs.gateways.keys().cloned()),
             }
         }
         let policy = policy.get();
         if policy.spec.selector.is_some() {
             let selected = |(name, pod): &(&NamespacedName, &crate::inputs::Pod)| {
-                derive::selects(inputs, policy, &name.namespace, &pod.labels)
+                let point = EnforcementPoint::NodeProxy { namespace: &name.namespace, labels: &pod.labels };
+                point.enforces(policy, &inputs.settings.root_namespace).is_some()
             };
             self.pods.extend(inputs.pods.iter().filter(selected).map(|(name, _)| name.clone()));
         }

@@ -9,8 +9,14 @@ use std::{
     sync::Arc,
 };
 
-use ambit_api::AuthorizationPolicy;
+use ambit_api::{AuthorizationPolicy, MeshConfig, PeerAuthentication, mesh_config::Normalization};
+use ambit_policy::{Options, PathNormalization, PolicyName, ProviderKind};
 use ambit_xds::workload::AppProtocol;
+
+use crate::{
+    attachment::{EnforcementPoint, Via},
+    enforcement::Refusal,
+};
 
 /// Labels of an object.
 pub type Labels = BTreeMap<String, String>;
@@ -174,6 +180,7 @@ pub enum LabelOperator {
 pub struct Policy {
     pub(crate) policy: Arc<AuthorizationPolicy>,
     pub(crate) json: Arc<[u8]>,
+    pub(crate) rejection: Option<Arc<str>>,
 }
 
 /// Everything that the mesh is derived from.
@@ -191,6 +198,8 @@ pub struct Inputs {
     pub pods: BTreeMap<NamespacedName, Pod>,
     /// Gateways.
     pub gateways: BTreeMap<NamespacedName, Gateway>,
+    /// PeerAuthentications.
+    pub peer_authentications: BTreeMap<NamespacedName, PeerAuthentication>,
     pub(crate) policies: crate::attachment::Policies,
 }
 
@@ -203,6 +212,14 @@ pub struct Settings {
     pub root_namespace: String,
     /// Suffix of service names.
     pub cluster_domain: String,
+    /// Other names of the trust domain.
+    pub trust_domain_aliases: Vec<String>,
+    /// How paths are read before they are compared; nothing means under every reading.
+    pub path_normalization: Option<Normalization>,
+    /// The external authorizers that CUSTOM policies may name.
+    pub providers: BTreeMap<String, ProviderKind>,
+    /// CUSTOM policies of one target may name different providers.
+    pub several_providers: bool,
 }
 
 /// A change to [`Inputs`].
@@ -220,6 +237,10 @@ pub enum Change {
     Gateway(NamespacedName, Option<Gateway>),
     /// A policy is there or gone.
     Policy(NamespacedName, Option<Policy>),
+    /// A PeerAuthentication is there or gone.
+    PeerAuthentication(NamespacedName, Option<PeerAuthentication>),
+    /// What holds for the whole mesh is now this.
+    Settings(Settings),
 }
 
 // === impl NamespacedName ===
@@ -305,7 +326,30 @@ impl Policy {
         // Writing a struct of strings as JSON into memory can't fail; were it to, the empty text is refused by every
         // reader, and the policy's targets denied.
         let json = serde_json::to_vec(&policy).unwrap_or_default();
-        Self { policy: Arc::new(policy), json: json.into() }
+        Self { policy: Arc::new(policy), json: json.into(), rejection: None }
+    }
+
+    /// Takes in a policy that can't be enforced: what it targets is denied with this reason.
+    #[must_use]
+    pub fn rejected(policy: AuthorizationPolicy, reason: &str) -> Self {
+        Self { rejection: Some(reason.into()), ..Self::new(policy) }
+    }
+
+    /// Why it can't be enforced, if it can't.
+    #[must_use]
+    pub fn rejection(&self) -> Option<&str> {
+        self.rejection.as_deref()
+    }
+
+    /// What [`crate::enforcement::enforce`] takes.
+    ///
+    /// # Errors
+    /// The policy is rejected.
+    pub fn enforceable(&self) -> Result<&AuthorizationPolicy, Refusal> {
+        let Some(reason) = &self.rejection else { return Ok(&self.policy) };
+        let (namespace, name) = (self.policy.namespace.as_str(), self.policy.name.as_str());
+        let reason = format!("policy `{namespace}/{name}` was rejected: {reason}");
+        Err(Refusal { policy: PolicyName { namespace: namespace.into(), name: name.into() }, reason })
     }
 
     /// The policy.
@@ -317,12 +361,57 @@ impl Policy {
 
 // === impl Settings ===
 
+impl Settings {
+    /// The same under this configuration; without one, everything that it could say has its default.
+    #[must_use]
+    pub fn with_config(self, config: Option<&MeshConfig>) -> Self {
+        let spec = config.map(|config| config.spec.clone()).unwrap_or_default();
+        let kind = |grpc: bool| if grpc { ProviderKind::Grpc } else { ProviderKind::Http };
+        let providers = spec.extension_providers.into_iter();
+        Self {
+            trust_domain_aliases: spec.trust_domain_aliases,
+            path_normalization: spec.path_normalization.and_then(|paths| paths.normalization),
+            several_providers: spec.multiple_custom_providers,
+            providers: providers.map(|p| (p.name, kind(p.envoy_ext_authz_grpc.is_some()))).collect(),
+            ..self
+        }
+    }
+
+    /// What the engine needs of it.
+    #[must_use]
+    pub fn options(&self) -> Options {
+        let trust_domains = std::iter::once(&self.trust_domain).chain(&self.trust_domain_aliases).cloned();
+        Options {
+            trust_domains: trust_domains.collect(),
+            root_namespace: self.root_namespace.clone(),
+            providers: self.providers.clone(),
+            several_providers: self.several_providers,
+        }
+    }
+
+    /// How the engine is to read paths.
+    #[must_use]
+    pub fn paths(&self) -> PathNormalization {
+        match self.path_normalization {
+            None => PathNormalization::AllReadings,
+            Some(Normalization::None) => PathNormalization::None,
+            Some(Normalization::Base) => PathNormalization::Base,
+            Some(Normalization::MergeSlashes) => PathNormalization::MergeSlashes,
+            Some(Normalization::DecodeAndMergeSlashes) => PathNormalization::DecodeAndMergeSlashes,
+        }
+    }
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Self {
             trust_domain: "cluster.local".into(),
             root_namespace: "istio-system".into(),
             cluster_domain: "cluster.local".into(),
+            trust_domain_aliases: Vec::new(),
+            path_normalization: None,
+            providers: BTreeMap::new(),
+            several_providers: false,
         }
     }
 }
@@ -355,6 +444,12 @@ impl Inputs {
         self.policies.iter()
     }
 
+    /// The policies that are enforced at a point, with how they come to be, in order of namespace and name.
+    #[must_use]
+    pub fn enforced_at(&self, point: &EnforcementPoint<'_>) -> Vec<(&Policy, Via)> {
+        self.policies.enforced_at(point, &self.settings.root_namespace)
+    }
+
     /// Fully qualified name of a service.
     #[must_use]
     pub fn hostname(&self, service: &NamespacedName) -> String {
@@ -371,6 +466,8 @@ impl Inputs {
             Change::Pod(name, value) => put(&mut self.pods, name, value),
             Change::Gateway(name, value) => put(&mut self.gateways, name, value),
             Change::Policy(name, value) => self.policies.put(name, value),
+            Change::PeerAuthentication(name, value) => put(&mut self.peer_authentications, name, value),
+            Change::Settings(settings) => self.settings = settings,
         }
     }
 }

@@ -10,10 +10,13 @@
 pub mod attachment;
 pub mod binding;
 pub mod derive;
+pub mod enforcement;
 pub mod findings;
 mod index;
 pub mod inputs;
+pub mod peer_authentication;
 pub mod view;
+pub mod way;
 
 pub use findings::Finding;
 pub use index::Index;

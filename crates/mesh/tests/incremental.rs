@@ -4,7 +4,12 @@ mod support;
 
 use std::collections::BTreeMap;
 
-use ambit_api::authorization_policy::Action;
+use ambit_api::{
+    PeerAuthentication,
+    authorization_policy::{Action, WorkloadSelector},
+    mesh_config::Normalization,
+    peer_authentication::{Mode, MutualTls, PeerAuthenticationSpec},
+};
 use ambit_mesh::{
     Index, Store,
     derive::{Resources, derive},
@@ -108,8 +113,44 @@ fn any_policy() -> impl Strategy<Value = Change> {
     )
 }
 
+fn any_peer_authentication() -> impl Strategy<Value = Change> {
+    let mode = || prop::sample::select(vec![Mode::Unset, Mode::Permissive, Mode::Strict]);
+    let port = prop::option::of((prop::sample::select(&["8080", "9090"][..]), mode()));
+    (any_name(&["x1", "x2"]), mode(), any::<bool>(), port, prop::bool::weighted(0.7)).prop_map(
+        |(name, mode, selects, port, present)| {
+            let selector = selects.then(|| WorkloadSelector { match_labels: support::labels(&[("app", "x")]) });
+            let ports = port.filter(|_| selects).map(|(port, mode)| (port.to_owned(), MutualTls { mode }));
+            let object = PeerAuthentication {
+                namespace: name.namespace.to_string(),
+                name: name.name.to_string(),
+                created: None,
+                spec: PeerAuthenticationSpec {
+                    selector,
+                    mtls: Some(MutualTls { mode }),
+                    port_level_mtls: ports.map(|entry| [entry].into()),
+                },
+            };
+            Change::PeerAuthentication(name, present.then_some(object))
+        },
+    )
+}
+
+fn any_settings() -> impl Strategy<Value = Change> {
+    let alias = prop::option::of(prop::sample::select(&["old.example", "older.example"][..]));
+    let paths = prop::option::of(prop::sample::select(vec![Normalization::None, Normalization::Base]));
+    (alias, paths).prop_map(|(alias, path_normalization)| {
+        Change::Settings(Settings {
+            trust_domain_aliases: alias.into_iter().map(str::to_owned).collect(),
+            path_normalization,
+            ..Settings::default()
+        })
+    })
+}
+
 fn any_change() -> impl Strategy<Value = Change> {
     prop_oneof![
+        any_peer_authentication(),
+        any_settings(),
         any_namespace(),
         any_service(),
         any_service(),
@@ -123,10 +164,11 @@ fn any_change() -> impl Strategy<Value = Change> {
 
 fn merge(resources: &mut Resources, responses: &[DeltaResponse]) {
     for response in responses {
-        let kind = [ambit_xds::ADDRESS_TYPE, ambit_xds::AUTHORIZATION_TYPE, ambit_xds::WAYPOINT_TYPE]
-            .into_iter()
-            .find(|kind| *kind == response.type_url)
-            .expect("a known type");
+        let kind =
+            [ambit_xds::MESH_TYPE, ambit_xds::ADDRESS_TYPE, ambit_xds::AUTHORIZATION_TYPE, ambit_xds::WAYPOINT_TYPE]
+                .into_iter()
+                .find(|kind| *kind == response.type_url)
+                .expect("a known type");
         for name in &response.removed {
             assert!(resources.remove(&(kind, name.clone())).is_some(), "`{name}` was removed without being there");
         }
@@ -138,18 +180,14 @@ fn merge(resources: &mut Resources, responses: &[DeltaResponse]) {
 }
 
 fn options() -> Options {
-    Options { trust_domains: vec!["cluster.local".into()], root_namespace: "istio-system".into() }
+    Options::default()
 }
 
 /// All that a view says, as text, with verdicts in place of compiled policies.
 fn picture(store: &Store) -> BTreeMap<String, String> {
     let view = store.load();
-    let facts = ConnectionFacts {
-        peer: Some("spiffe://cluster.local/ns/a/sa/c".parse().expect("an identity")),
-        source_ip: [10, 244, 0, 99].into(),
-        destination_ip: [10, 244, 0, 2].into(),
-        destination_port: 8080,
-    };
+    let facts = ConnectionFacts::new([10, 244, 0, 99].into(), [10, 244, 0, 2].into(), 8080)
+        .with_identity(Some("spiffe://cluster.local/ns/a/sa/c".parse().expect("an identity")));
     let mut lines = BTreeMap::new();
     for w in view.workloads() {
         let decision = w.policies.for_connection(&facts).decide_connection();

@@ -17,16 +17,12 @@ use support::{arc, gateway, name, namespace, pod, policy, put, response, selecti
 const CLIENT: &str = "cluster.local/ns/a/sa/client";
 
 fn options() -> Options {
-    Options { trust_domains: vec!["cluster.local".into()], root_namespace: "istio-system".into() }
+    Options::default()
 }
 
 fn facts() -> ConnectionFacts {
-    ConnectionFacts {
-        peer: Some(format!("spiffe://{CLIENT}").parse().expect("an identity")),
-        source_ip: [10, 244, 0, 9].into(),
-        destination_ip: [10, 244, 0, 2].into(),
-        destination_port: 8080,
-    }
+    ConnectionFacts::new([10, 244, 0, 9].into(), [10, 244, 0, 2].into(), 8080)
+        .with_identity(Some(format!("spiffe://{CLIENT}").parse().expect("an identity")))
 }
 
 fn mesh(changes: impl IntoIterator<Item = Change>) -> (Index, Arc<Store>) {
@@ -165,7 +161,7 @@ fn a_rejected_bundle_closes_its_services() {
     let key = ServiceKey { namespace: arc("a"), hostname: arc("s.a.svc.cluster.local") };
     let ask = || {
         let compiled = Arc::clone(&store.load().waypoint("a", "w").expect("known").services[&key]);
-        compiled.for_connection(&facts()).decide(&RequestFacts { method: "GET", path: "/", authority: "s" })
+        compiled.for_connection(&facts()).decide(&RequestFacts::new("GET", "/", "s"))
     };
     assert!(ask().is_allowed());
     store.apply(&[response(WAYPOINT_TYPE, vec![broken("a/w")])]).expect_err("rejected");

@@ -1,7 +1,5 @@
 //! From policies as users write them to rules (`spec/authorization.md` 2.2 to 2.6, 2.11, 2.12).
 
-use std::sync::Arc;
-
 use ambit_api::{
     AuthorizationPolicy,
     authorization_policy::{Action, Condition, From, Operation, Rule as WrittenRule, Source, To},
@@ -9,68 +7,71 @@ use ambit_api::{
 
 use crate::{
     CompileError, Options,
-    decide::{Compiled, Program},
+    address::{Cidr, Port},
+    decide::Compiled,
     decision::{Decision, PolicyName, Verdict},
+    headers::HeaderName,
+    identity::{NamespacePattern, RequestPrincipal, ServiceAccount},
     limits::{MAX_CLAUSES, MAX_RULES, MAX_SERVICE_ACCOUNTS},
-    pattern::{Cidr, NamespacePattern, PathPattern, Port, ServiceAccount, StringPattern},
+    pattern::{PathPattern, StringPattern, StringSet},
     principal::expand_aliases,
-    rule::{Clause, Effect, Group, Rule, Test, Values},
+    program::{Policy, Program},
+    rule::{Clause, Group, Part, Rule},
+    test::{Test, Values},
+    token::{CLAIMS, ClaimPath},
 };
 
 /// The annotation that makes a policy one that is never enforced.
 const DRY_RUN: &str = "istio.io/dry-run";
 
+/// Attributes that Istio knows and Ambit doesn't.
+pub(crate) const UNSUPPORTED_KEYS: &str = "experimental.envoy.filters.";
+
 /// Compiles the policies that apply to one target.
 ///
-/// Attachment (`targetRefs`, `selector`) is not looked at: the caller passes those that apply. AUDIT and dry-run
-/// policies never change a verdict; they are checked, then left out.
+/// Attachment (`targetRefs`, `selector`) is not looked at: the caller passes those that apply.
 ///
 /// # Errors
-/// On the first field that has no usable value or isn't supported yet; nothing is skipped. The caller installs
+/// On the first field that has no usable value or isn't supported; nothing is skipped. The caller installs
 /// [`Compiled::deny_all`] with the error as its reason.
 pub fn compile(policies: &[AuthorizationPolicy], options: &Options) -> Result<Compiled, CompileError> {
-    let mut program = ProgramParts::default();
+    let (mut rules, mut compiled) = (Vec::new(), Vec::with_capacity(policies.len()));
     for policy in policies {
         let scope = Scope::new(policy, options)?;
-        let rules = scope.rules(policy.spec.rules.as_deref().unwrap_or_default())?;
-        match scope.effect {
-            Some(Effect::Allow) => {
-                program.allow.extend(rules);
-                program.allow_policies.push(scope.name);
-            }
-            Some(Effect::Deny) => {
-                program.deny.extend(rules);
-                program.deny_policies.push(scope.name);
-            }
-            None => program.unenforced += 1,
-        }
+        let own = scope.rules(policy.spec.rules.as_deref().unwrap_or_default())?;
+        compiled.push(Policy {
+            name: scope.name,
+            action: policy.spec.action,
+            is_dry_run: scope.is_dry_run,
+            provider: policy.spec.provider.as_ref().map(|provider| provider.name.as_str().into()),
+            rules: rules.len()..rules.len() + own.len(),
+        });
+        rules.extend(own);
     }
-    Ok(Compiled::new(Program::new(program)))
-}
-
-/// What all policies together come to.
-#[derive(Debug, Default)]
-pub(crate) struct ProgramParts {
-    pub(crate) allow: Vec<Rule>,
-    pub(crate) deny: Vec<Rule>,
-    pub(crate) allow_policies: Vec<PolicyName>,
-    pub(crate) deny_policies: Vec<PolicyName>,
-    /// AUDIT and dry-run policies.
-    pub(crate) unenforced: usize,
+    Ok(Compiled::new(Program::new(compiled, rules, options)))
 }
 
 /// What the parts of one policy need to know.
 struct Scope<'a> {
     name: PolicyName,
-    /// Nothing for a policy that never changes a verdict.
-    effect: Option<Effect>,
+    action: Action,
+    is_dry_run: bool,
     options: &'a Options,
 }
 
 /// A place in a policy, and what is being read there.
 struct Place<'a> {
     scope: &'a Scope<'a>,
-    path: String,
+    /// Where it is in. Its path is only put together for an error.
+    parent: Option<&'a Place<'a>>,
+    step: Step<'a>,
+}
+
+/// A field, or an entry of a list.
+#[derive(Clone, Copy)]
+enum Step<'a> {
+    Field(&'a str),
+    Entry(u32),
 }
 
 impl<'a> Scope<'a> {
@@ -78,29 +79,31 @@ impl<'a> Scope<'a> {
         let name = PolicyName { namespace: policy.namespace.as_str().into(), name: policy.name.as_str().into() };
         let error =
             |field: &str, message: String| CompileError { policy: name.clone(), field: field.to_owned(), message };
-        let dry_run = match policy.annotations.get(DRY_RUN) {
+        let is_dry_run = match policy.annotations.get(DRY_RUN) {
             None => false,
             Some(value) => parse_bool(value).ok_or_else(|| {
                 let field = format!("metadata.annotations[{DRY_RUN}]");
                 error(&field, format!("`{value}` isn't a boolean; write `true` or `false`"))
             })?,
         };
-        let effect = match policy.spec.action {
-            Action::Custom => {
-                return Err(error("spec.action", "`CUSTOM` is not supported yet; remove the policy".to_owned()));
-            }
-            _ if policy.spec.provider.is_some() => {
+        let action = policy.spec.action;
+        match (&policy.spec.provider, action) {
+            (Some(_), Action::Allow | Action::Deny | Action::Audit) => {
                 return Err(error("spec.provider", "belongs only to a policy with action `CUSTOM`".to_owned()));
             }
-            Action::Audit => None,
-            Action::Allow => (!dry_run).then_some(Effect::Allow),
-            Action::Deny => (!dry_run).then_some(Effect::Deny),
-        };
-        Ok(Self { name, effect, options })
+            (None, Action::Custom) => {
+                return Err(error("spec.provider", "is missing; name the provider that is asked".to_owned()));
+            }
+            (Some(provider), Action::Custom) if provider.name.is_empty() => {
+                return Err(error("spec.provider.name", "is empty; name the provider that is asked".to_owned()));
+            }
+            _ => {}
+        }
+        Ok(Self { name, action, is_dry_run, options })
     }
 
     fn rules(&self, written: &[WrittenRule]) -> Result<Vec<Rule>, CompileError> {
-        let place = Place { scope: self, path: "spec.rules".to_owned() };
+        let place = Place { scope: self, parent: None, step: Step::Field("spec.rules") };
         place.at_most(written.len(), MAX_RULES)?;
         (0u32..).zip(written).map(|(index, rule)| self.rule(index, rule, &place.entry(index))).collect()
     }
@@ -108,41 +111,57 @@ impl<'a> Scope<'a> {
     fn rule(&self, index: u32, written: &WrittenRule, place: &Place<'_>) -> Result<Rule, CompileError> {
         let mut groups = Vec::new();
         if let Some(from) = &written.from {
-            groups
-                .push(place.field("from").group(from, |place, From { source }| place.field("source").source(source))?);
+            let source = |place: &Place<'_>, From { source }: &From| place.field("source").source(source);
+            groups.push(place.field("from").group(Part::From, from, source)?);
         }
         if let Some(to) = &written.to {
             let operation = |place: &Place<'_>, To { operation }: &To| place.field("operation").operation(operation);
-            groups.push(place.field("to").group(to, operation)?);
+            groups.push(place.field("to").group(Part::To, to, operation)?);
         }
         let when = place.field("when");
         let conditions = written.when.as_deref().unwrap_or_default();
         when.at_most(conditions.len(), MAX_CLAUSES)?;
-        for (index, condition) in (0u32..).zip(conditions) {
-            let clause = Clause::new(when.entry(index).condition(condition)?);
-            groups.push(Group { clauses: [clause].into() });
+        for (at, condition) in (0u32..).zip(conditions) {
+            let clause = Clause::new(when.entry(at).condition(condition)?);
+            groups.push(Group::new(Part::When(at), vec![clause]));
         }
-        let allowed = Decision {
-            verdict: Verdict::Allow,
+        let verdict = if self.action == Action::Allow { Verdict::Allow } else { Verdict::Deny };
+        let does = match self.action {
+            Action::Allow => "allows it",
+            Action::Deny => "denies it",
+            Action::Audit => "records it",
+            Action::Custom => "wants it authorized by a provider",
+        };
+        let decision = Decision {
+            verdict,
             policy: Some(self.name.clone()),
             rule: Some(index),
-            reason: Arc::from(format!("rule {index} of {} allows it", self.name)),
+            ..Decision::deny(format!("rule {index} of {} {does}", self.name))
         };
-        Ok(Rule { policy: self.name.clone(), index, groups: groups.into(), allowed })
+        Ok(Rule { index, groups: groups.into(), decision })
     }
 }
 
-impl<'a> Place<'a> {
-    fn field(&self, name: &str) -> Self {
-        Self { scope: self.scope, path: format!("{}.{name}", self.path) }
+impl Place<'_> {
+    fn field<'b>(&'b self, name: &'b str) -> Place<'b> {
+        Place { scope: self.scope, parent: Some(self), step: Step::Field(name) }
     }
 
-    fn entry(&self, index: u32) -> Self {
-        Self { scope: self.scope, path: format!("{}[{index}]", self.path) }
+    fn entry(&self, index: u32) -> Place<'_> {
+        Place { scope: self.scope, parent: Some(self), step: Step::Entry(index) }
     }
 
     fn error(&self, message: impl Into<String>) -> CompileError {
-        CompileError { policy: self.scope.name.clone(), field: self.path.clone(), message: message.into() }
+        CompileError { policy: self.scope.name.clone(), field: self.path(), message: message.into() }
+    }
+
+    fn path(&self) -> String {
+        let parent = self.parent.map(Self::path);
+        match (parent, self.step) {
+            (Some(parent), Step::Field(name)) => format!("{parent}.{name}"),
+            (None, Step::Field(name)) => name.to_owned(),
+            (parent, Step::Entry(index)) => format!("{}[{index}]", parent.unwrap_or_default()),
+        }
     }
 
     fn at_most(&self, count: usize, limit: usize) -> Result<(), CompileError> {
@@ -155,15 +174,16 @@ impl<'a> Place<'a> {
 
     fn group<T>(
         &self,
+        part: Part,
         entries: &[T],
-        tests: impl Fn(&Self, &T) -> Result<Vec<Test>, CompileError>,
+        tests: impl Fn(&Place<'_>, &T) -> Result<Vec<Test>, CompileError>,
     ) -> Result<Group, CompileError> {
         if entries.is_empty() {
             return Err(self.error("is empty; remove it to match everything, or add an entry"));
         }
         self.at_most(entries.len(), MAX_CLAUSES)?;
         let clauses = (0u32..).zip(entries).map(|(index, entry)| tests(&self.entry(index), entry).map(Clause::new));
-        Ok(Group { clauses: clauses.collect::<Result<_, _>>()? })
+        Ok(Group::new(part, clauses.collect::<Result<_, _>>()?))
     }
 
     fn source(&self, source: &Source) -> Result<Vec<Test>, CompileError> {
@@ -179,32 +199,26 @@ impl<'a> Place<'a> {
                 self.error("`serviceAccounts` can't stand beside `principals` or `namespaces`; keep one of them")
             );
         }
-        for (name, values) in [
-            ("requestPrincipals", &source.request_principals),
-            ("notRequestPrincipals", &source.not_request_principals),
-            ("remoteIpBlocks", &source.remote_ip_blocks),
-            ("notRemoteIpBlocks", &source.not_remote_ip_blocks),
-        ] {
-            if !values.is_empty() {
-                self.field(name).unsupported("this field")?;
-            }
-        }
-        let mut tests = Tests { place: self, tests: Vec::new() };
-        tests.principals("principals", &source.principals, "notPrincipals", &source.not_principals)?;
-        tests.namespaces("namespaces", &source.namespaces, "notNamespaces", &source.not_namespaces)?;
+        let mut tests = Tests::new(self);
+        tests.principals(Names::of("principals", "notPrincipals"), &source.principals, &source.not_principals)?;
+        tests.request_principals(
+            Names::of("requestPrincipals", "notRequestPrincipals"),
+            &source.request_principals,
+            &source.not_request_principals,
+        )?;
+        tests.namespaces(Names::of("namespaces", "notNamespaces"), &source.namespaces, &source.not_namespaces)?;
         tests.accounts(
-            "serviceAccounts",
+            Names::of("serviceAccounts", "notServiceAccounts"),
             &source.service_accounts,
-            "notServiceAccounts",
             &source.not_service_accounts,
         )?;
-        tests.trust_domains("trustDomains", &source.trust_domains, "notTrustDomains", &source.not_trust_domains)?;
-        tests.both(
-            ("ipBlocks", &source.ip_blocks),
-            ("notIpBlocks", &source.not_ip_blocks),
-            Cidr::parse,
-            Values::SourceIp,
-        )?;
+        let domains = Names::of("trustDomains", "notTrustDomains");
+        tests.trust_domains(domains, &source.trust_domains, &source.not_trust_domains)?;
+        let blocks = Names::of("ipBlocks", "notIpBlocks");
+        tests.both(blocks, &source.ip_blocks, &source.not_ip_blocks, Cidr::parse, boxed(Values::SourceIp))?;
+        let blocks = Names::of("remoteIpBlocks", "notRemoteIpBlocks");
+        let remote = boxed(Values::RemoteIp);
+        tests.both(blocks, &source.remote_ip_blocks, &source.not_remote_ip_blocks, Cidr::parse, remote)?;
         Ok(tests.tests)
     }
 
@@ -213,11 +227,12 @@ impl<'a> Place<'a> {
             return Err(self.error("has no field; remove the entry to match every operation"));
         }
         let Operation { hosts, not_hosts, ports, not_ports, methods, not_methods, paths, not_paths } = operation;
-        let mut tests = Tests { place: self, tests: Vec::new() };
-        tests.both(("hosts", hosts), ("notHosts", not_hosts), StringPattern::parse, Values::Host)?;
-        tests.both(("ports", ports), ("notPorts", not_ports), Port::parse, Values::DestinationPort)?;
-        tests.both(("methods", methods), ("notMethods", not_methods), StringPattern::parse, Values::Method)?;
-        tests.both(("paths", paths), ("notPaths", not_paths), PathPattern::parse, Values::Path)?;
+        let mut tests = Tests::new(self);
+        let string = StringPattern::parse;
+        tests.both(Names::of("hosts", "notHosts"), hosts, not_hosts, string, boxed(Values::Host))?;
+        tests.both(Names::of("ports", "notPorts"), ports, not_ports, Port::parse, boxed(Values::DestinationPort))?;
+        tests.both(Names::of("methods", "notMethods"), methods, not_methods, string, set(Values::Method))?;
+        tests.both(Names::of("paths", "notPaths"), paths, not_paths, PathPattern::parse, boxed(Values::Path))?;
         Ok(tests.tests)
     }
 
@@ -226,39 +241,53 @@ impl<'a> Place<'a> {
         if values.is_empty() && not_values.is_empty() {
             return Err(self.error(format!("`{key}` needs `values` or `notValues`")));
         }
-        let (yes, no) = ("values", "notValues");
-        let mut tests = Tests { place: self, tests: Vec::new() };
+        let (names, yes, no) = (Names::CONDITION, values, not_values);
+        let bad_key = |message: String| self.field("key").error(message);
+        let mut tests = Tests::new(self);
+        let string = StringPattern::parse;
         match key.as_str() {
-            "source.principal" => tests.principals(yes, values, no, not_values)?,
-            "source.namespace" => tests.namespaces(yes, values, no, not_values)?,
-            "source.serviceAccount" => tests.accounts(yes, values, no, not_values)?,
-            "source.trustDomain" => tests.trust_domains(yes, values, no, not_values)?,
-            "source.ip" => tests.both((yes, values), (no, not_values), Cidr::parse, Values::SourceIp)?,
-            "destination.ip" => tests.both((yes, values), (no, not_values), Cidr::parse, Values::DestinationIp)?,
-            "destination.port" => tests.both((yes, values), (no, not_values), Port::parse, Values::DestinationPort)?,
-            _ if is_known_key(key) => self.field("key").unsupported(&format!("`{key}`"))?,
-            _ => return Err(self.field("key").error(format!("`{key}` isn't an attribute of policies"))),
+            "source.principal" => tests.principals(names, yes, no)?,
+            "source.namespace" => tests.namespaces(names, yes, no)?,
+            "source.serviceAccount" => tests.accounts(names, yes, no)?,
+            "source.trustDomain" => tests.trust_domains(names, yes, no)?,
+            "source.ip" => tests.both(names, yes, no, Cidr::parse, boxed(Values::SourceIp))?,
+            "remote.ip" => tests.both(names, yes, no, Cidr::parse, boxed(Values::RemoteIp))?,
+            "destination.ip" => tests.both(names, yes, no, Cidr::parse, boxed(Values::DestinationIp))?,
+            "destination.port" => tests.both(names, yes, no, Port::parse, boxed(Values::DestinationPort))?,
+            "connection.sni" => tests.both(names, yes, no, string, set(Values::Sni))?,
+            "request.auth.principal" => tests.request_principals(names, yes, no)?,
+            "request.auth.audiences" => tests.claim(names, yes, no, &ClaimPath::of(key, "aud"))?,
+            "request.auth.presenter" => tests.claim(names, yes, no, &ClaimPath::of(key, "azp"))?,
+            _ if key.starts_with(UNSUPPORTED_KEYS) => {
+                return Err(bad_key(format!("`{key}` is not supported: it reads what another proxy's filters know")));
+            }
+            _ => {
+                if let Some(brackets) = key.strip_prefix(CLAIMS) {
+                    tests.claim(names, yes, no, &ClaimPath::parse(brackets).map_err(bad_key)?)?;
+                } else if let Some(header) = header(key) {
+                    let name = HeaderName::parse(header).map_err(bad_key)?;
+                    let wrap = |values| Values::Header(name.clone(), StringSet::new(values));
+                    tests.both(names, yes, no, string, wrap)?;
+                } else {
+                    return Err(bad_key(format!("`{key}` isn't an attribute of policies")));
+                }
+            }
         }
         Ok(tests.tests)
     }
-
-    /// Something Istio knows and this engine doesn't yet. In a policy that changes no verdict it does no harm.
-    fn unsupported(&self, what: &str) -> Result<(), CompileError> {
-        match self.scope.effect {
-            Some(_) => Err(self.error(format!("{what} is not supported yet; remove it or the policy"))),
-            None => Ok(()),
-        }
-    }
 }
 
-fn is_known_key(key: &str) -> bool {
-    let of_a_map = |map: &str| key.strip_prefix(map).is_some_and(|rest| rest.starts_with('[') && rest.ends_with(']'));
-    matches!(
-        key,
-        "remote.ip" | "connection.sni" | "request.auth.principal" | "request.auth.audiences" | "request.auth.presenter"
-    ) || of_a_map("request.headers")
-        || of_a_map("request.auth.claims")
-        || key.starts_with("experimental.envoy.filters.")
+fn header(key: &str) -> Option<&str> {
+    key.strip_prefix("request.headers[")?.strip_suffix(']')
+}
+
+/// A constructor of values, for vectors.
+fn boxed<T>(wrap: fn(Box<[T]>) -> Values) -> impl Fn(Vec<T>) -> Values {
+    move |values| wrap(values.into())
+}
+
+fn set(wrap: fn(StringSet) -> Values) -> impl Fn(Vec<StringPattern>) -> Values {
+    move |values| wrap(StringSet::new(values))
 }
 
 /// Booleans as Go's `strconv.ParseBool` takes them.
@@ -270,26 +299,49 @@ fn parse_bool(value: &str) -> Option<bool> {
     }
 }
 
+/// A field and its `not` form, by name.
+#[derive(Clone, Copy)]
+struct Names {
+    yes: &'static str,
+    no: &'static str,
+    /// They are the fields of a condition, whose key says what is meant.
+    of_condition: bool,
+}
+
+impl Names {
+    const CONDITION: Self = Self { yes: "values", no: "notValues", of_condition: true };
+
+    fn of(yes: &'static str, no: &'static str) -> Self {
+        Self { yes, no, of_condition: false }
+    }
+}
+
 /// The tests of one clause, gathered field by field.
 struct Tests<'a> {
     place: &'a Place<'a>,
     tests: Vec<Test>,
 }
 
-impl Tests<'_> {
+impl<'a> Tests<'a> {
+    fn new(place: &'a Place<'a>) -> Self {
+        Self { place, tests: Vec::new() }
+    }
+
     /// A field and its `not` form.
     fn both<T>(
         &mut self,
-        (yes, values): (&str, &[String]),
-        (no, not_values): (&str, &[String]),
+        names: Names,
+        values: &[String],
+        not_values: &[String],
         parse: impl Fn(&str) -> Result<T, String>,
-        wrap: impl Fn(Box<[T]>) -> Values,
+        wrap: impl Fn(Vec<T>) -> Values,
     ) -> Result<(), CompileError> {
-        for (name, values, negated) in [(yes, values, false), (no, not_values, true)] {
+        for (name, values, negated) in [(names.yes, values, false), (names.no, not_values, true)] {
             if !values.is_empty() {
-                let values = wrap(self.parse(name, values, &parse)?.into());
-                let denies = self.place.scope.effect == Some(Effect::Deny);
-                self.tests.push(Test { values, negated, leans_in: denies != negated });
+                let values = wrap(self.parse(name, values, &parse)?);
+                let denies = self.place.scope.action != Action::Allow;
+                let field = (!names.of_condition).then_some(name);
+                self.tests.push(Test { values, negated, leans_in: denies != negated, field });
             }
         }
         Ok(())
@@ -306,45 +358,47 @@ impl Tests<'_> {
         (0u32..).zip(values).map(value).collect()
     }
 
-    fn principals(
-        &mut self,
-        yes: &str,
-        values: &[String],
-        no: &str,
-        not_values: &[String],
-    ) -> Result<(), CompileError> {
+    fn principals(&mut self, names: Names, values: &[String], not_values: &[String]) -> Result<(), CompileError> {
         let trust_domains = &self.place.scope.options.trust_domains;
         let parse = |value: &str| -> Result<Vec<_>, _> {
             expand_aliases(value, trust_domains).iter().map(|value| StringPattern::parse(value)).collect()
         };
-        let wrap = |values: Box<[Vec<StringPattern>]>| Values::Principal(values.into_iter().flatten().collect());
-        self.both((yes, values), (no, not_values), parse, wrap)
+        let wrap = |values: Vec<Vec<_>>| Values::Principal(StringSet::new(values.into_iter().flatten().collect()));
+        self.both(names, values, not_values, parse, wrap)
     }
 
-    fn namespaces(
+    fn request_principals(
         &mut self,
-        yes: &str,
+        names: Names,
         values: &[String],
-        no: &str,
         not_values: &[String],
     ) -> Result<(), CompileError> {
-        self.both((yes, values), (no, not_values), NamespacePattern::parse, Values::Namespace)
+        self.both(names, values, not_values, RequestPrincipal::parse, boxed(Values::RequestPrincipal))
     }
 
-    fn accounts(&mut self, yes: &str, values: &[String], no: &str, not_values: &[String]) -> Result<(), CompileError> {
+    fn claim(
+        &mut self,
+        names: Names,
+        values: &[String],
+        not_values: &[String],
+        path: &ClaimPath,
+    ) -> Result<(), CompileError> {
+        let wrap = |values| Values::Claim(path.clone(), StringSet::new(values));
+        self.both(names, values, not_values, StringPattern::parse, wrap)
+    }
+
+    fn namespaces(&mut self, names: Names, values: &[String], not_values: &[String]) -> Result<(), CompileError> {
+        self.both(names, values, not_values, NamespacePattern::parse, boxed(Values::Namespace))
+    }
+
+    fn accounts(&mut self, names: Names, values: &[String], not_values: &[String]) -> Result<(), CompileError> {
         let namespace = self.place.scope.name.namespace.clone();
         let parse = |value: &str| ServiceAccount::parse(value, &namespace);
-        self.both((yes, values), (no, not_values), parse, Values::ServiceAccount)
+        self.both(names, values, not_values, parse, boxed(Values::ServiceAccount))
     }
 
     /// The mesh's own trust domain and its aliases are one.
-    fn trust_domains(
-        &mut self,
-        yes: &str,
-        values: &[String],
-        no: &str,
-        not_values: &[String],
-    ) -> Result<(), CompileError> {
+    fn trust_domains(&mut self, names: Names, values: &[String], not_values: &[String]) -> Result<(), CompileError> {
         let aliases = &self.place.scope.options.trust_domains;
         let parse = |value: &str| {
             let pattern = StringPattern::parse_trust_domain(value)?;
@@ -355,7 +409,7 @@ impl Tests<'_> {
                 _ => vec![pattern],
             })
         };
-        let wrap = |values: Box<[Vec<StringPattern>]>| Values::TrustDomain(values.into_iter().flatten().collect());
-        self.both((yes, values), (no, not_values), parse, wrap)
+        let wrap = |values: Vec<Vec<_>>| Values::TrustDomain(values.into_iter().flatten().collect());
+        self.both(names, values, not_values, parse, wrap)
     }
 }

@@ -1,70 +1,50 @@
 //! Judging connections and requests.
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
+
+use ambit_api::authorization_policy::Action;
 
 use crate::{
-    compile::ProgramParts,
-    decision::{Decision, PolicyName, Verdict},
+    ProviderKind,
+    decision::{Decision, MatchedEntries, Verdict},
     facts::{ConnectionFacts, RequestFacts},
     nearest,
-    path::{self, PathNormalization, Readings},
-    rule::{Connection, Request, Rule},
+    path::{self, PathNormalization, Reading, Target},
+    program::{Program, ProviderRules, RuleSet, Sets},
+    rule::{Request, Rule},
 };
 
 /// Policies ready to decide for one target. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Compiled {
-    program: Arc<Program>,
-    paths: PathNormalization,
+    pub(crate) program: Arc<Program>,
+    pub(crate) paths: PathNormalization,
 }
 
 /// Policies with one connection's facts folded in. It owns what it needs, so a proxy keeps it as long as the connection.
 #[derive(Debug)]
 pub struct Residual {
-    program: Arc<Program>,
-    paths: PathNormalization,
-    connection: Connection,
+    pub(crate) program: Arc<Program>,
+    pub(crate) paths: PathNormalization,
+    pub(crate) connection: ConnectionFacts,
+    live: LiveSets,
+}
+
+/// What the connection leaves open.
+#[derive(Debug, Default)]
+struct LiveSets {
+    custom: Vec<Live>,
     deny: Live,
     allow: Live,
 }
 
-/// What a set of policies comes to.
-#[derive(Debug)]
-pub(crate) struct Program {
-    /// The decision for everything, when there is nothing to look at.
-    settled: Option<Decision>,
-    pub(crate) deny: RuleSet,
-    pub(crate) allow: RuleSet,
-    pub(crate) allow_policies: Box<[PolicyName]>,
-    no_deny_matches: Decision,
-}
-
-/// The rules of one effect, in the order of their policies.
-#[derive(Debug)]
-pub(crate) struct RuleSet {
-    pub(crate) rules: Box<[Rule]>,
-    /// Rules that match only some paths, by path, ascending.
-    by_path: HashMap<Box<str>, Vec<u32>>,
-    /// All other rules, ascending.
-    unkeyed: Box<[u32]>,
-    /// Per rule, the number of its first clause when all clauses of the set are counted through.
-    first_clauses: Box<[usize]>,
-}
-
-/// Rules of a set that the connection's facts leave open.
-#[derive(Debug)]
-struct Live {
-    /// Per rule: each of its groups has a clause that the connection satisfies.
-    rules: Bits,
-    /// Per clause, over all rules: the connection satisfies it.
-    clauses: Bits,
-    /// The unkeyed rules among the live ones, ascending.
-    unkeyed: Box<[u32]>,
-}
-
-/// A set of small numbers.
+/// Rules of a set that were found by the connection and that it satisfies, ascending, with the entries that it
+/// satisfies.
 #[derive(Debug, Default)]
-struct Bits(Vec<u64>);
+struct Live(Vec<(u32, MatchedEntries)>);
+
+/// A rule that matched.
+type Match<'a> = Option<(&'a Rule, MatchedEntries)>;
 
 // === impl Compiled ===
 
@@ -76,8 +56,7 @@ impl Compiled {
     /// Denies everything, with this reason: what an enforcement point installs when it can't know the policies.
     #[must_use]
     pub fn deny_all(reason: &str) -> Self {
-        let decision = Decision { verdict: Verdict::Deny, policy: None, rule: None, reason: reason.into() };
-        Self::new(Program { settled: Some(decision), ..Program::new(ProgramParts::default()) })
+        Self::new(Program::settled(Decision::deny(reason)))
     }
 
     /// The same policies with paths read in another way.
@@ -89,10 +68,8 @@ impl Compiled {
     /// Folds in what can't change during a connection.
     #[must_use]
     pub fn for_connection(&self, facts: &ConnectionFacts) -> Residual {
-        let connection = Connection::new(facts);
-        let deny = self.program.deny.for_connection(&connection);
-        let allow = self.program.allow.for_connection(&connection);
-        Residual { program: self.program.clone(), paths: self.paths, connection, deny, allow }
+        let live = LiveSets::new(&self.program, &self.program.enforced, facts);
+        Residual { program: Arc::clone(&self.program), paths: self.paths, connection: facts.clone(), live }
     }
 }
 
@@ -101,205 +78,239 @@ impl Compiled {
 impl Residual {
     /// Judges one HTTP request of the connection.
     ///
-    /// Allocates nothing when it allows a path that has only one reading and needs no normalisation.
+    /// Its time hardly depends on the number of rules, and it allocates nothing unless the path is longer than
+    /// [`crate::limits::INLINE_PATH_BYTES`] and needs normalisation.
     #[must_use]
     pub fn decide(&self, facts: &RequestFacts<'_>) -> Decision {
-        if let Some(decision) = &self.program.settled {
-            return decision.clone();
+        match &self.program.settled {
+            Some(decision) => decision.clone(),
+            None => self.judge(&self.program.enforced, &self.live, facts),
         }
-        let readings = match path::read(facts.path, self.paths) {
-            Ok(readings) => readings,
-            Err(unreadable) => return deny(unreadable.to_string()),
-        };
-        let Readings { authority, first, others } = &readings;
-        let facts = &RequestFacts { authority: authority.unwrap_or(facts.authority), ..*facts };
-        let decision = self.decide_reading(facts, first);
-        if decision.is_allowed() {
-            for (reading, path) in others {
-                let other = self.decide_reading(facts, path);
-                if !other.is_allowed() {
-                    let reason = format!(
-                        "the path has more than one reading; with {reading} it is `{}`, and then: {}",
-                        nearest::shown(path),
-                        other.reason
-                    );
-                    return Decision { reason: reason.into(), ..other };
-                }
-            }
-        }
-        decision
     }
 
-    fn decide_reading(&self, facts: &RequestFacts<'_>, path: &str) -> Decision {
-        let request = Request { method: facts.method, host: facts.authority, path };
-        let (program, request) = (&*self.program, &request);
-        if let Some(rule) = self.deny.first_match(&program.deny, request) {
-            return denied_by(rule, nearest::why_denied(rule, &self.connection, Some(request)));
+    /// The same decision with its reason in full: which fields decided, or for a default deny what came nearest.
+    ///
+    /// The slow part of a decision, for those that are recorded. Pass the request that the decision is about, or nothing
+    /// for one about the connection.
+    #[must_use]
+    pub fn with_reason(&self, decision: Decision, request: Option<&RequestFacts<'_>>) -> Decision {
+        if decision.is_allowed() || self.program.settled.is_some() {
+            return decision;
         }
-        if program.allow_policies.is_empty() {
-            return program.no_deny_matches.clone();
-        }
-        match self.allow.first_match(&program.allow, request) {
-            Some(rule) => rule.allowed.clone(),
-            None => deny(nearest::why_none_allows(program, &self.connection, Some(request))),
-        }
+        let reason = match request.map(|facts| (facts, path::split(facts.path))) {
+            None => nearest::reason(self, &decision, None),
+            // What can't be read has its whole reason already.
+            Some((_, Err(_))) => return decision,
+            Some((facts, Ok(target))) => {
+                let reason = self.deciding_reading(facts, &target, |request, decision| {
+                    nearest::reason(self, decision, Some(request))
+                });
+                reason.unwrap_or_default()
+            }
+        };
+        Decision { reason: reason.into(), ..decision }
     }
 
     /// Judges the connection itself, without HTTP facts (L4): an ALLOW rule that needs one doesn't match, a DENY rule
     /// denies on what remains of it.
     #[must_use]
     pub fn decide_connection(&self) -> Decision {
-        let program = &*self.program;
-        if let Some(decision) = &program.settled {
-            return decision.clone();
-        }
-        if let Some(rule) = self.deny.rules.iter().find_map(|rule| program.deny.rules.get(rule)) {
-            return denied_by(rule, nearest::why_denied(rule, &self.connection, None));
-        }
-        if program.allow_policies.is_empty() {
-            return program.no_deny_matches.clone();
-        }
-        let mut live = self.allow.rules.iter().filter_map(|rule| program.allow.rules.get(rule));
-        match live.find(|rule| !rule.needs_request()) {
-            Some(rule) => rule.allowed.clone(),
-            None => deny(nearest::why_none_allows(program, &self.connection, None)),
+        self.decide_connection_approved(&[])
+    }
+
+    /// The same after these providers have allowed the connection.
+    #[must_use]
+    pub fn decide_connection_approved(&self, approved_by: &[&str]) -> Decision {
+        match &self.program.settled {
+            Some(decision) => decision.clone(),
+            None => self.judge_connection(&self.program.enforced, &self.live, approved_by),
         }
     }
-}
 
-fn deny(reason: String) -> Decision {
-    Decision { verdict: Verdict::Deny, policy: None, rule: None, reason: reason.into() }
-}
-
-fn denied_by(rule: &Rule, reason: String) -> Decision {
-    Decision {
-        verdict: Verdict::Deny,
-        policy: Some(rule.policy.clone()),
-        rule: Some(rule.index),
-        reason: reason.into(),
+    /// What [`Residual::decide`] would say if dry-run policies were enforced, or [`Residual::decide_connection`] without
+    /// a request. Nothing if there is no dry-run policy.
+    #[must_use]
+    pub fn dry_run(&self, request: Option<&RequestFacts<'_>>) -> Option<Decision> {
+        let sets = self.program.trial.as_ref()?;
+        let live = LiveSets::new(&self.program, sets, &self.connection);
+        Some(match request {
+            Some(facts) => self.judge(sets, &live, facts),
+            None => self.judge_connection(sets, &live, &[]),
+        })
     }
-}
 
-// === impl Program ===
-
-impl Program {
-    pub(crate) fn new(parts: ProgramParts) -> Self {
-        let allow =
-            |reason: &str| Decision { verdict: Verdict::Allow, policy: None, rule: None, reason: reason.into() };
-        let settled = match (parts.allow_policies.is_empty() && parts.deny_policies.is_empty(), parts.unenforced) {
-            (true, 0) => Some(allow("no policy applies")),
-            (true, _) => Some(allow("only policies that are not enforced apply (AUDIT or dry-run)")),
-            (false, _) => None,
+    /// The AUDIT rules that match, as their decisions. They change no verdict.
+    #[must_use]
+    pub fn audits(&self, request: Option<&RequestFacts<'_>>) -> Vec<Decision> {
+        let rules = || self.program.audit.iter().filter_map(|&id| self.program.rules.get(id as usize));
+        let Some(facts) = request else {
+            let matches = |rule: &Rule| Some(rule.decision(rule.at_l4(&self.connection, Action::Audit)?));
+            return rules().filter_map(matches).collect();
         };
-        Self {
-            settled,
-            deny: RuleSet::new(parts.deny),
-            allow: RuleSet::new(parts.allow),
-            allow_policies: parts.allow_policies.into(),
-            no_deny_matches: allow("no DENY rule matches and there is no ALLOW policy"),
+        let Ok(target) = path::split(facts.path) else { return Vec::new() };
+        path::each_reading(&target, self.paths, |_, path| {
+            let request = Request::new(facts, &target, path);
+            let matches = |rule: &Rule| Some(rule.decision(rule.matches(&self.connection, &request)?));
+            Some(rules().filter_map(matches).collect())
+        })
+        .unwrap_or_default()
+    }
+
+    fn judge(&self, sets: &Sets, live: &LiveSets, facts: &RequestFacts<'_>) -> Decision {
+        let target = match path::split(facts.path) {
+            Ok(target) => target,
+            Err(unreadable) => return self.program.unreadable(unreadable),
+        };
+        if target.has_one_reading(self.paths) {
+            return self.judge_reading(sets, live, facts, &target, target.path.as_bytes());
         }
+        let mut plain = None;
+        let denied = path::each_reading(&target, self.paths, |reading, path| {
+            let decision = self.judge_reading(sets, live, facts, &target, path);
+            if decision.verdict == Verdict::Deny {
+                return Some(Decision { reading, ..decision });
+            }
+            plain.get_or_insert(decision);
+            None
+        });
+        // INVARIANT: there is at least the plain reading.
+        denied.or(plain).unwrap_or_else(|| self.program.unreadable(path::Unreadable::NoLeadingSlash))
+    }
+
+    fn judge_reading(
+        &self,
+        sets: &Sets,
+        live: &LiveSets,
+        facts: &RequestFacts<'_>,
+        target: &Target<'_>,
+        path: &[u8],
+    ) -> Decision {
+        let request = Request::new(facts, target, path);
+        if !sets.custom.is_empty() {
+            // A provider is asked before the token is looked at.
+            let request = Request { claims: None, ..request };
+            for (set, live) in sets.custom.iter().zip(&live.custom) {
+                if let Some(refusal) = unapproved(set, facts.approved_by, || self.first(&set.rules, live, &request)) {
+                    return refusal;
+                }
+            }
+        }
+        if !sets.deny.is_empty
+            && let Some((rule, entries)) = self.first(&sets.deny, &live.deny, &request)
+        {
+            return rule.decision(entries);
+        }
+        let Some(allow) = &sets.allow else { return sets.no_deny_matches.clone() };
+        match self.first(allow, &live.allow, &request) {
+            Some((rule, entries)) => rule.decision(entries),
+            None => sets.no_allow_matches.clone(),
+        }
+    }
+
+    /// The first rule of a set, in order, that matches a request.
+    fn first(&self, set: &RuleSet, live: &Live, request: &Request<'_>) -> Match<'_> {
+        let (rules, connection) = (&self.program.rules, &self.connection);
+        let mut first = live.0.iter().find_map(|&(id, entries)| {
+            rules.get(id as usize)?.on_request(entries, connection, request).map(|entries| (id, entries))
+        });
+        set.by_request.visit(request, &mut |ids| {
+            let bound = first.map_or(u32::MAX, |(id, _)| id);
+            let matches = |id: u32| rules.get(id as usize)?.matches(connection, request).map(|entries| (id, entries));
+            first = ids.iter().take_while(|&&id| id < bound).find_map(|&id| matches(id)).or(first);
+        });
+        first.and_then(|(id, entries)| Some((rules.get(id as usize)?, entries)))
+    }
+
+    fn judge_connection(&self, sets: &Sets, live: &LiveSets, approved_by: &[&str]) -> Decision {
+        for (set, live) in sets.custom.iter().zip(&live.custom) {
+            // A provider that speaks HTTP isn't asked about anything else.
+            if set.kind == Some(ProviderKind::Http) {
+                continue;
+            }
+            if let Some(refusal) = unapproved(set, approved_by, || self.first_at_l4(&set.rules, live)) {
+                return refusal;
+            }
+        }
+        if let Some((rule, entries)) = self.first_at_l4(&sets.deny, &live.deny) {
+            return rule.decision(entries);
+        }
+        let Some(allow) = &sets.allow else { return sets.no_deny_matches.clone() };
+        match self.first_at_l4(allow, &live.allow) {
+            Some((rule, entries)) => rule.decision(entries),
+            None => sets.no_allow_matches.clone(),
+        }
+    }
+
+    /// The first rule of a set, in order, that matches the connection without a request.
+    fn first_at_l4(&self, set: &RuleSet, live: &Live) -> Match<'_> {
+        let (rules, connection) = (&self.program.rules, &self.connection);
+        let matches = |id: u32| rules.get(id as usize)?.at_l4(connection, set.action).map(|entries| (id, entries));
+        let mut first = live.0.iter().find_map(|&(id, _)| matches(id));
+        set.without_request.visit(connection, &mut |ids| {
+            let bound = first.map_or(u32::MAX, |(id, _)| id);
+            first = ids.iter().take_while(|&&id| id < bound).find_map(|&id| matches(id)).or(first);
+        });
+        first.and_then(|(id, entries)| Some((rules.get(id as usize)?, entries)))
+    }
+
+    /// The first reading of a request's path that is decided as the request is, and its decision.
+    pub(crate) fn deciding_reading<R>(
+        &self,
+        facts: &RequestFacts<'_>,
+        target: &Target<'_>,
+        mut with: impl FnMut(&Request<'_>, &Decision) -> R,
+    ) -> Option<R> {
+        let (sets, live) = (&self.program.enforced, &self.live);
+        let mut visit = |path: &[u8], reading: Option<Reading>, is_any: bool| {
+            let decision = Decision { reading, ..self.judge_reading(sets, live, facts, target, path) };
+            let counts = is_any || decision.verdict == Verdict::Deny;
+            counts.then(|| with(&Request::new(facts, target, path), &decision))
+        };
+        path::each_reading(target, self.paths, |reading, path| visit(path, reading, false))
+            .or_else(|| path::each_reading(target, self.paths, |reading, path| visit(path, reading, true)))
     }
 }
 
-// === impl RuleSet ===
-
-impl RuleSet {
-    fn new(rules: Vec<Rule>) -> Self {
-        let (mut by_path, mut unkeyed) = (HashMap::<Box<str>, Vec<u32>>::new(), Vec::new());
-        for (id, rule) in (0u32..).zip(&rules) {
-            match rule.exact_paths() {
-                None => unkeyed.push(id),
-                Some(paths) => {
-                    for path in paths {
-                        let ids = by_path.entry(path.into()).or_default();
-                        if ids.last() != Some(&id) {
-                            ids.push(id);
-                        }
-                    }
-                }
-            }
-        }
-        let mut clauses = 0;
-        let counted = rules.iter().map(|rule| {
-            let first = clauses;
-            clauses += rule.groups.iter().map(|group| group.clauses.len()).sum::<usize>();
-            first
-        });
-        Self { first_clauses: counted.collect(), rules: rules.into(), by_path, unkeyed: unkeyed.into() }
+/// The decision where a rule wants a provider asked that hasn't allowed it.
+fn unapproved<'a>(set: &ProviderRules, approved_by: &[&str], first: impl FnOnce() -> Match<'a>) -> Option<Decision> {
+    if set.kind.is_some() && approved_by.contains(&&*set.provider) {
+        return None;
     }
+    let (rule, entries) = first()?;
+    Some(Decision { clause: Some(entries), ..set.unapproved_by(rule) })
+}
 
-    fn for_connection(&self, connection: &Connection) -> Live {
-        let (mut rules, mut clauses) = (Bits::default(), Bits::default());
-        for (id, (rule, &first_clause)) in self.rules.iter().zip(&self.first_clauses).enumerate() {
-            let mut clause_id = first_clause;
-            let mut is_live = true;
-            for group in &rule.groups {
-                let mut any = false;
-                for clause in &group.clauses {
-                    if is_live && clause.allows_connection(connection) {
-                        clauses.insert(clause_id);
-                        any = true;
-                    }
-                    clause_id += 1;
-                }
-                is_live &= any;
-            }
-            if is_live {
-                rules.insert(id);
-            }
+// === impl LiveSets ===
+
+impl LiveSets {
+    fn new(program: &Program, sets: &Sets, connection: &ConnectionFacts) -> Self {
+        let live = |set: &RuleSet| Live::new(program, set, connection);
+        Self {
+            custom: sets.custom.iter().map(|set| live(&set.rules)).collect(),
+            deny: live(&sets.deny),
+            allow: sets.allow.as_ref().map(live).unwrap_or_default(),
         }
-        let unkeyed = self.unkeyed.iter().copied().filter(|&id| rules.contains(id as usize)).collect();
-        Live { rules, clauses, unkeyed }
     }
 }
 
 // === impl Live ===
 
 impl Live {
-    /// The first rule that matches a request, in order.
-    fn first_match<'a>(&self, set: &'a RuleSet, request: &Request<'_>) -> Option<&'a Rule> {
-        let keyed = set.by_path.get(request.path).map_or(&[][..], Vec::as_slice);
-        let keyed = keyed.iter().find(|&&id| self.rules.contains(id as usize) && self.matches(set, id, request));
-        let bound = keyed.copied().unwrap_or(u32::MAX);
-        let unkeyed = self.unkeyed.iter().take_while(|&&id| id < bound).find(|&&id| self.matches(set, id, request));
-        set.rules.get(*unkeyed.or(keyed)? as usize)
-    }
-
-    fn matches(&self, set: &RuleSet, id: u32, request: &Request<'_>) -> bool {
-        let id = id as usize;
-        let (Some(rule), Some(&first_clause)) = (set.rules.get(id), set.first_clauses.get(id)) else { return false };
-        let mut clause_id = first_clause;
-        rule.groups.iter().all(|group| {
-            let first = clause_id;
-            clause_id += group.clauses.len();
-            (first..)
-                .zip(&group.clauses)
-                .any(|(id, clause)| self.clauses.contains(id) && clause.allows_request(request))
-        })
-    }
-}
-
-// === impl Bits ===
-
-impl Bits {
-    const WORD_BITS: usize = u64::BITS as usize;
-
-    fn insert(&mut self, number: usize) {
-        let word = number / Self::WORD_BITS;
-        if word >= self.0.len() {
-            self.0.resize(word + 1, 0);
+    fn new(program: &Program, set: &RuleSet, connection: &ConnectionFacts) -> Self {
+        let (mut rules, mut is_sorted) = (Vec::new(), true);
+        set.by_connection.visit(connection, &mut |ids| {
+            let before = rules.len();
+            let satisfied = |&id: &u32| {
+                let entries = program.rules.get(id as usize)?.on_connection(connection)?;
+                Some((id, entries))
+            };
+            rules.extend(ids.iter().filter_map(satisfied));
+            is_sorted &= before == 0 || before == rules.len();
+        });
+        if !is_sorted {
+            rules.sort_unstable_by_key(|(id, _)| *id);
+            rules.dedup_by_key(|(id, _)| *id);
         }
-        self.0[word] |= 1 << (number % Self::WORD_BITS);
-    }
-
-    fn contains(&self, number: usize) -> bool {
-        self.0.get(number / Self::WORD_BITS).is_some_and(|word| word & (1 << (number % Self::WORD_BITS)) != 0)
-    }
-
-    /// The numbers in it, ascending.
-    fn iter(&self) -> impl Iterator<Item = usize> {
-        self.0.iter().enumerate().flat_map(|(at, &word)| {
-            (0..Self::WORD_BITS).filter(move |bit| word & (1 << bit) != 0).map(move |bit| at * Self::WORD_BITS + bit)
-        })
+        Self(rules)
     }
 }

@@ -4,6 +4,8 @@ use std::{fmt, sync::Arc};
 
 use serde::Serialize;
 
+use crate::path::Reading;
+
 /// The outcome for one request or connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -24,7 +26,7 @@ pub struct PolicyName {
 }
 
 /// A verdict and what led to it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Decision {
     /// The outcome.
     pub verdict: Verdict,
@@ -32,11 +34,48 @@ pub struct Decision {
     pub policy: Option<PolicyName>,
     /// Index of the rule within that policy, from 0.
     pub rule: Option<u32>,
-    /// One line in plain words: which field decided, or for a default deny what came nearest.
+    /// Which entries of that rule matched; nothing when no rule decided.
+    pub clause: Option<MatchedEntries>,
+    /// A CUSTOM policy wants this provider asked first. Until [`crate::RequestFacts::approved_by`] names it, the verdict
+    /// is [`Verdict::Deny`]; if it allows the request, decide again with its approval.
+    pub ask: Option<Arc<str>>,
+    /// The reading of the path under which it was decided; nothing for the plain one.
+    pub reading: Option<Reading>,
+    /// One line in plain words. [`crate::Residual::decide`] says only what decided; [`crate::Residual::with_reason`] says
+    /// which fields, or for a default deny what came nearest.
     pub reason: Arc<str>,
 }
 
+/// The entries of a rule that matched, each the first that did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+pub struct MatchedEntries {
+    /// Index in `from`; nothing if the rule has none.
+    pub from: Option<u32>,
+    /// Index in `to`; nothing if the rule has none.
+    pub to: Option<u32>,
+}
+
 impl Decision {
+    /// A denial for a reason that is no policy's.
+    #[must_use]
+    pub fn deny(reason: impl Into<Arc<str>>) -> Self {
+        Self {
+            verdict: Verdict::Deny,
+            policy: None,
+            rule: None,
+            clause: None,
+            ask: None,
+            reading: None,
+            reason: reason.into(),
+        }
+    }
+
+    /// An allowance that is no policy's.
+    #[must_use]
+    pub(crate) fn allow(reason: impl Into<Arc<str>>) -> Self {
+        Self { verdict: Verdict::Allow, ..Self::deny(reason) }
+    }
+
     /// True if the verdict is [`Verdict::Allow`].
     #[must_use]
     pub fn is_allowed(&self) -> bool {
@@ -45,6 +84,12 @@ impl Decision {
 }
 
 // === impl PolicyName ===
+
+impl Serialize for PolicyName {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
 
 impl fmt::Display for PolicyName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

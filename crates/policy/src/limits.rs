@@ -24,3 +24,6 @@ pub const MAX_VALUES_SHOWN: usize = 3;
 
 /// Bytes of one value shown in a reason. The rest is cut.
 pub const MAX_SHOWN_BYTES: usize = 128;
+
+/// Bytes of a path that are kept on the stack while it is read. A longer one is kept on the heap.
+pub const INLINE_PATH_BYTES: usize = 512;

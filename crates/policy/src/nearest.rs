@@ -1,43 +1,84 @@
 //! Reasons in plain words: which fields made a DENY rule match, and which ALLOW rule came nearest.
 //!
-//! Reasons show the identity, addresses, port, method, path (without its query) and host; never another header. A host
-//! that isn't a plain one isn't shown either, since it may hold user information.
+//! Reasons show the identity, addresses, port, method, path (without its query), host and the token's subject; never a
+//! header or another claim, nor what is expected of them.
 
-use std::{
-    borrow::Cow,
-    fmt::{Display, Write},
-};
+use std::fmt::Write;
+
+use ambit_api::authorization_policy::Action;
 
 use crate::{
-    decide::Program,
-    limits::{MAX_RULES_COMPARED, MAX_SHOWN_BYTES, MAX_VALUES_SHOWN},
-    rule::{Connection, Request, Rule, Test, Values},
+    decide::Residual,
+    decision::Decision,
+    limits::MAX_RULES_COMPARED,
+    program::Policy,
+    rule::{Request, Rule},
+    seen::{Facts, Seen, list, reading, shown},
+    test::Test,
 };
 
-/// Why this DENY rule matched.
-pub(crate) fn why_denied(rule: &Rule, connection: &Connection, request: Option<&Request<'_>>) -> String {
-    let facts = Facts { connection, request };
-    let mut reason = format!("rule {} of {} denies it", rule.index, rule.policy);
+/// Why this denial, of a request under the reading that it was denied for, or of a connection.
+pub(crate) fn reason(residual: &Residual, decision: &Decision, request: Option<&Request<'_>>) -> String {
+    let before = reading(decision.reading, request);
+    let facts = Facts { connection: &residual.connection, request };
+    let reason = match deciding_rule(residual, decision) {
+        None => why_none_allows(residual, facts),
+        Some((policy, rule)) if policy.action == Action::Custom => {
+            let request = request.map(|request| Request { claims: None, ..*request });
+            let facts = Facts { request: request.as_ref(), ..facts };
+            let asks = format!("rule {} of {} matches", rule.index, policy.name);
+            format!("{}; {}", why_matched(rule, facts, asks), decision.reason)
+        }
+        Some((policy, rule)) => why_matched(rule, facts, format!("rule {} of {} denies it", rule.index, policy.name)),
+    };
+    before + &reason
+}
+
+/// The ALLOW rule that fails on fewest fields, and those fields. Among equals one whose connection fields all hold comes
+/// first, then the earlier one. Only so many rules are compared.
+pub(crate) fn nearest<'a>(
+    residual: &'a Residual,
+    facts: Facts<'_>,
+    at_most: usize,
+) -> Option<(&'a Policy, &'a Rule, Vec<&'a Test>)> {
+    let allowing =
+        residual.program.policies.iter().filter(|policy| policy.action == Action::Allow && !policy.is_dry_run);
+    let rules = allowing.flat_map(|policy| {
+        let rules = residual.program.rules.get(policy.rules.clone()).unwrap_or_default();
+        rules.iter().map(move |rule| (policy, rule))
+    });
+    let compared = rules.take(at_most).map(|(policy, rule)| (policy, rule, failures(rule, facts)));
+    compared.min_by_key(|(_, _, failures)| (failures.len(), failures.iter().any(|test| !test.is_late())))
+}
+
+/// The rule that a decision names.
+pub(crate) fn deciding_rule<'a>(residual: &'a Residual, decision: &Decision) -> Option<(&'a Policy, &'a Rule)> {
+    let (name, index) = (decision.policy.as_ref()?, decision.rule? as usize);
+    let policy = residual.program.policies.iter().find(|policy| policy.name == *name)?;
+    Some((policy, residual.program.rules.get(policy.rules.start + index)?))
+}
+
+fn why_matched(rule: &Rule, facts: Facts<'_>, mut reason: String) -> String {
     let clauses = rule.groups.iter().filter_map(|group| {
         // At L4 the tests of a request count as met.
-        group.clauses.iter().find(|clause| {
-            clause.connection.iter().all(|test| facts.holds(test))
-                && (request.is_none() || clause.request.iter().all(|test| facts.holds(test)))
-        })
+        group.clauses.iter().find(|clause| clause.tests().all(|test| facts.holds(test).unwrap_or(true)))
     });
-    let mut before = ": ";
-    let mut left_out = false;
-    for test in clauses.flat_map(|clause| clause.connection.iter().chain(&clause.request)) {
-        if request.is_none() && test.needs_request() {
+    let (mut before, mut left_out) = (": ", false);
+    for test in clauses.flat_map(|clause| clause.tests()) {
+        if facts.holds(test).is_none() {
             left_out = true;
             continue;
         }
+        let (subject, expected) = (test.subject(), list(&test.expected()));
         let relation = if test.negated { "is none of" } else { "matches" };
-        let expected = Expected(&test.values);
         // Writing to a string can't fail.
-        let _ = match facts.subject(test) {
-            Subject::Known(field, value) => write!(reason, "{before}{field} `{value}` {relation} {expected}"),
-            Subject::Unknown(what) | Subject::NoRequest(what) => write!(reason, "{before}{what}"),
+        let _ = match facts.seen(test) {
+            _ if test.is_secret() => {
+                write!(reason, "{before}{subject} {}", if test.negated { "is none of those named" } else { "matches" })
+            }
+            Seen::Value(value) => write!(reason, "{before}{subject} `{}` {relation} {expected}", shown(&value)),
+            Seen::Missing(what) => write!(reason, "{before}{what}"),
+            Seen::Unknown => Ok(()),
         };
         before = "; ";
     }
@@ -49,21 +90,17 @@ pub(crate) fn why_denied(rule: &Rule, connection: &Connection, request: Option<&
     reason
 }
 
-/// Why no ALLOW rule matched: the rule that fails on fewest fields, and those fields.
-///
-/// Among equals one whose connection fields all hold comes first, then the earlier one.
-pub(crate) fn why_none_allows(program: &Program, connection: &Connection, request: Option<&Request<'_>>) -> String {
-    let facts = Facts { connection, request };
-    let compared = program.allow.rules.iter().take(MAX_RULES_COMPARED).map(|rule| (rule, facts.failures(rule)));
-    let rank = |failures: &[&Test]| (failures.len(), failures.iter().any(|test| !test.needs_request()));
-    let Some((rule, failures)) = compared.min_by_key(|(_, failures)| rank(failures)) else {
-        let name = program.allow_policies.first().map(ToString::to_string).unwrap_or_default();
+fn why_none_allows(residual: &Residual, facts: Facts<'_>) -> String {
+    let Some((policy, rule, failures)) = nearest(residual, facts, MAX_RULES_COMPARED) else {
+        let mut policies = residual.program.policies.iter();
+        let empty = policies.find(|policy| policy.action == Action::Allow && !policy.is_dry_run);
+        let name = empty.map(|policy| policy.name.to_string()).unwrap_or_default();
         return format!("no ALLOW rule matches; {name} has no rules, so it allows nothing");
     };
-    let mut reason = format!("no ALLOW rule matches; nearest is {} rule {}", rule.policy, rule.index);
+    let mut reason = format!("no ALLOW rule matches; nearest is {} rule {}", policy.name, rule.index);
     let mut before = ": ";
     for test in &failures {
-        let _ = write!(reason, "{before}{}", facts.failure(test));
+        let _ = write!(reason, "{before}{}", failure(test, facts));
         before = "; ";
     }
     if failures.is_empty() {
@@ -73,128 +110,23 @@ pub(crate) fn why_none_allows(program: &Program, connection: &Connection, reques
     reason
 }
 
-/// The text as a reason shows it: bounded, without control characters.
-pub(crate) fn shown(text: &str) -> Cow<'_, str> {
-    let cut = &text[..text.floor_char_boundary(MAX_SHOWN_BYTES)];
-    if cut.len() == text.len() && !text.contains(char::is_control) {
-        return Cow::Borrowed(text);
-    }
-    let mut shown: String = cut.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect();
-    if cut.len() < text.len() {
-        shown.push('…');
-    }
-    Cow::Owned(shown)
+/// The tests that fail: of each group those of the clause that fails fewest.
+fn failures<'r>(rule: &'r Rule, facts: Facts<'_>) -> Vec<&'r Test> {
+    let of_clauses = rule.groups.iter().filter_map(|group| {
+        let failing = |test: &&Test| facts.holds(test) != Some(true);
+        group.clauses.iter().map(|clause| clause.tests().filter(failing).collect::<Vec<_>>()).min_by_key(Vec::len)
+    });
+    of_clauses.flatten().collect()
 }
 
-/// What is known when a reason is given.
-struct Facts<'a> {
-    connection: &'a Connection,
-    request: Option<&'a Request<'a>>,
-}
-
-impl<'a> Facts<'a> {
-    fn holds(&self, test: &Test) -> bool {
-        if test.needs_request() {
-            self.request.is_some_and(|request| test.holds_for_request(request))
-        } else {
-            test.holds_for_connection(self.connection)
-        }
+fn failure(test: &Test, facts: Facts<'_>) -> String {
+    let (subject, expected) = (test.subject(), list(&test.expected()));
+    let but = if test.negated { "anything but " } else { "" };
+    match facts.seen(test) {
+        Seen::Unknown => format!("{subject} can't be judged on a connection, expected {but}{expected}"),
+        Seen::Missing(what) if test.is_secret() => format!("{subject} doesn't match: {what}"),
+        Seen::Value(_) if test.is_secret() => format!("{subject} doesn't match"),
+        Seen::Missing(what) => format!("{what}, expected {but}{expected}"),
+        Seen::Value(value) => format!("{subject} is `{}`, expected {but}{expected}", shown(&value)),
     }
-
-    /// The tests that fail: of each group those of the clause that fails fewest.
-    fn failures<'r>(&self, rule: &'r Rule) -> Vec<&'r Test> {
-        let group = |clauses: &'r [crate::rule::Clause]| {
-            let clauses = clauses.iter().map(|clause| {
-                let tests = clause.connection.iter().chain(&clause.request);
-                tests.filter(|test| !self.holds(test)).collect::<Vec<_>>()
-            });
-            clauses.min_by_key(Vec::len).unwrap_or_default()
-        };
-        rule.groups.iter().flat_map(|clauses| group(&clauses.clauses)).collect()
-    }
-
-    fn failure(&self, test: &Test) -> String {
-        let expected = Expected(&test.values);
-        let but = if test.negated { "anything but " } else { "" };
-        match self.subject(test) {
-            Subject::Known(field, value) => format!("{field} is `{value}`, expected {but}{expected}"),
-            Subject::Unknown(what) => format!("{what}, expected {but}{expected}"),
-            Subject::NoRequest(field) => format!("{field} can't be judged on a connection, expected {but}{expected}"),
-        }
-    }
-
-    /// What a test looks at, with its value here.
-    fn subject(&self, test: &Test) -> Subject<'a> {
-        let facts = &self.connection.facts;
-        let peer = |field: &'static str, value: Option<Cow<'a, str>>| match value {
-            Some(value) => Subject::Known(field, value),
-            None => Subject::Unknown("the client has no identity"),
-        };
-        let of_request = |field: &'static str, value: fn(&Request<'a>) -> Cow<'a, str>| match self.request {
-            Some(request) => Subject::Known(field, value(request)),
-            None => Subject::NoRequest(field),
-        };
-        let id = facts.peer.as_ref();
-        match test.values {
-            Values::Principal(_) => peer("principal", self.connection.principal.as_deref().map(shown)),
-            Values::Namespace(_) => peer("namespace", id.map(|id| shown(id.namespace()))),
-            Values::ServiceAccount(_) => {
-                let account = id.map(|id| format!("{}/{}", id.namespace(), id.service_account()));
-                peer("service account", account.map(|account| shown(&account).into_owned().into()))
-            }
-            Values::TrustDomain(_) => peer("trust domain", id.map(|id| shown(id.trust_domain()))),
-            Values::SourceIp(_) => Subject::Known("client address", facts.source_ip.to_string().into()),
-            Values::DestinationIp(_) => Subject::Known("destination address", facts.destination_ip.to_string().into()),
-            Values::DestinationPort(_) => Subject::Known("port", facts.destination_port.to_string().into()),
-            Values::Method(_) => of_request("method", |request| shown(request.method)),
-            Values::Path(_) => of_request("path", |request| shown(request.path)),
-            Values::Host(_) => of_request("host", |request| shown_host(request.host)),
-        }
-    }
-}
-
-fn shown_host(host: &str) -> Cow<'_, str> {
-    let is_plain = host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._:[]".contains(&b));
-    if is_plain { shown(host) } else { Cow::Borrowed("(not a plain host)") }
-}
-
-/// What a test looks at.
-enum Subject<'a> {
-    /// Field and value.
-    Known(&'static str, Cow<'a, str>),
-    /// A sentence that says what isn't there.
-    Unknown(&'static str),
-    /// A field of requests, on a connection that is judged without.
-    NoRequest(&'static str),
-}
-
-/// The values of a test: `a`, `b` or `c`.
-struct Expected<'a>(&'a Values);
-
-impl Display for Expected<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.0 {
-            Values::Principal(any_of) | Values::TrustDomain(any_of) | Values::Host(any_of) | Values::Method(any_of) => {
-                list(f, any_of)
-            }
-            Values::Namespace(any_of) => list(f, any_of),
-            Values::ServiceAccount(any_of) => list(f, any_of),
-            Values::SourceIp(any_of) | Values::DestinationIp(any_of) => list(f, any_of),
-            Values::DestinationPort(any_of) => list(f, any_of),
-            Values::Path(any_of) => list(f, any_of),
-        }
-    }
-}
-
-fn list<T: Display>(f: &mut std::fmt::Formatter<'_>, values: &[T]) -> std::fmt::Result {
-    let listed = if values.len() > MAX_VALUES_SHOWN + 1 { MAX_VALUES_SHOWN } else { values.len() };
-    for (index, value) in values.iter().take(listed).enumerate() {
-        let before = match index {
-            0 => "",
-            _ if index + 1 == values.len() => " or ",
-            _ => ", ",
-        };
-        write!(f, "{before}`{}`", shown(&value.to_string()))?;
-    }
-    if listed < values.len() { write!(f, " or {} more", values.len() - listed) } else { Ok(()) }
 }

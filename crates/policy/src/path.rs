@@ -1,8 +1,12 @@
 //! The path of a request target and the ways in which servers read it (`spec/authorization.md` 2.12 row 7 and the
 //! all-readings rule).
 
-use std::{borrow::Cow, fmt};
+mod reading;
 
+use std::fmt;
+
+pub use self::reading::Reading;
+pub(crate) use self::reading::each_reading;
 use crate::limits::MAX_TARGET_BYTES;
 
 /// How paths are read before they are compared with a policy's.
@@ -21,14 +25,17 @@ pub enum PathNormalization {
     DecodeAndMergeSlashes,
 }
 
-/// A path under each of its readings. The first is the plain one.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Readings<'a> {
+/// A request target, taken apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Target<'a> {
     /// The authority of a target in absolute form, which overrides any `Host` (RFC 9112 3.2.2).
     pub(crate) authority: Option<&'a str>,
-    pub(crate) first: Cow<'a, str>,
-    /// Those that differ from the first and from each other. Empty for nearly every request.
-    pub(crate) others: Vec<(Reading, String)>,
+    /// As sent, without the query.
+    pub(crate) path: &'a str,
+    /// The query with its `?`, or nothing.
+    pub(crate) query: &'a str,
+    /// The path reads the same in every way, so that it can be compared as it stands.
+    is_plain: bool,
 }
 
 /// Why a request target has no path that could be judged.
@@ -40,32 +47,6 @@ pub(crate) enum Unreadable {
     NoLeadingSlash,
 }
 
-/// One way to read a path.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Reading {
-    decode_slashes: bool,
-    parameters: Parameters,
-    merge: Merge,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Parameters {
-    Keep,
-    /// Before escaped slashes are decoded.
-    StripFirst,
-    /// After that.
-    StripAfterDecoding,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Merge {
-    No,
-    /// After dot segments are resolved: `/a//../b` is `/a/b`.
-    AfterDots,
-    /// Before that, as nginx does: `/a//../b` is `/b`.
-    BeforeDots,
-}
-
 /// The target that a proxy has to pass on so that the application sees the path that was judged: escapes of unreserved
 /// characters decoded, `\` as `/`, dot segments resolved; the query stays as it is. Nothing if it is that already.
 ///
@@ -73,59 +54,88 @@ enum Merge {
 /// something below `/admin/`.
 #[must_use]
 pub fn normalized_target(target: &str) -> Option<String> {
-    let end = target.find('?').unwrap_or(target.len());
-    let (path, query) = target.split_at(end);
-    if !path.starts_with('/') || is_plain(path) {
-        return None;
-    }
-    let mut normalized = Reading::BASE.apply(&decode_unreserved(path));
-    (normalized != path).then(|| {
-        normalized.push_str(query);
-        normalized
-    })
+    let target = split(target).ok().filter(|target| target.authority.is_none() && !target.is_plain)?;
+    let judged =
+        each_reading(&target, PathNormalization::Base, |_, path| Some(String::from_utf8_lossy(path).into_owned()))?;
+    (judged != target.path).then(|| judged + target.query)
 }
 
-/// Reads the path of a request target.
-pub(crate) fn read(target: &str, how: PathNormalization) -> Result<Readings<'_>, Unreadable> {
-    let (authority, path) = split_target(target)?;
-    if how == PathNormalization::None || is_plain(path) {
-        return Ok(Readings { authority, first: Cow::Borrowed(path), others: Vec::new() });
-    }
-    let decoded = decode_unreserved(path);
-    let first = match how {
-        PathNormalization::MergeSlashes => Reading { merge: Merge::AfterDots, ..Reading::BASE },
-        PathNormalization::DecodeAndMergeSlashes => {
-            Reading { decode_slashes: true, merge: Merge::AfterDots, ..Reading::BASE }
-        }
-        _ => Reading::BASE,
-    };
-    let first = first.apply(&decoded);
-    let mut others = Vec::new();
-    if how == PathNormalization::AllReadings && has_readings(&decoded) {
-        for reading in Reading::others() {
-            let path = reading.apply(&decoded);
-            if path != first && others.iter().all(|(_, known)| *known != path) {
-                others.push((reading, path));
-            }
-        }
-    }
-    Ok(Readings { authority, first: Cow::Owned(first), others })
-}
-
-/// The authority of a target in absolute form, and the path without its query.
-fn split_target(target: &str) -> Result<(Option<&str>, &str), Unreadable> {
+/// Takes a request target apart.
+pub(crate) fn split(target: &str) -> Result<Target<'_>, Unreadable> {
     if target.len() > MAX_TARGET_BYTES {
         return Err(Unreadable::TooLong);
     }
+    if !target.starts_with('/') {
+        return split_absolute(target);
+    }
+    split_origin(None, target)
+}
+
+/// One pass over the path, since this is where an ordinary decision spends its time.
+fn split_origin<'a>(authority: Option<&'a str>, origin: &'a str) -> Result<Target<'a>, Unreadable> {
+    let bytes = origin.as_bytes();
+    let (mut is_plain, mut end) = (true, bytes.len());
+    for (at, &byte) in bytes.iter().enumerate() {
+        match KINDS[usize::from(byte)] {
+            Kind::Plain => {}
+            Kind::Slash => is_plain &= !matches!(bytes.get(at + 1), Some(b'/')) && !is_dot_segment(bytes, at + 1),
+            Kind::Query => {
+                end = at;
+                break;
+            }
+            Kind::Fragment => return Err(Unreadable::Fragment),
+            Kind::Escape if bytes[at..].starts_with(b"%00") => return Err(Unreadable::Nul),
+            Kind::Escape | Kind::Special => is_plain = false,
+        }
+    }
+    let (path, query) = origin.split_at(end);
+    if query.as_bytes().contains(&b'#') {
+        return Err(Unreadable::Fragment);
+    }
+    Ok(Target { authority, path, query, is_plain })
+}
+
+/// What a byte of a path means for reading it.
+#[derive(Clone, Copy)]
+enum Kind {
+    /// It stands for itself in every reading.
+    Plain,
+    Slash,
+    /// The path ends before it.
+    Query,
+    Fragment,
+    Escape,
+    /// Readings differ, or it has to be escaped.
+    Special,
+}
+
+const KINDS: [Kind; 256] = {
+    let mut kinds = [Kind::Special; 256];
+    let mut byte = b'!';
+    while byte <= b'~' {
+        kinds[byte as usize] = match byte {
+            b'/' => Kind::Slash,
+            b'?' => Kind::Query,
+            b'#' => Kind::Fragment,
+            b'%' => Kind::Escape,
+            b'"' | b'<' | b'>' | b'^' | b'`' | b'{' | b'|' | b'}' | b';' | b'\\' => Kind::Special,
+            _ => Kind::Plain,
+        };
+        byte += 1;
+    }
+    kinds
+};
+
+/// True if a segment `.` or `..` starts here.
+fn is_dot_segment(path: &[u8], at: usize) -> bool {
+    let ends = |at: usize| matches!(path.get(at), None | Some(b'/' | b'?' | b'#'));
+    path.get(at) == Some(&b'.') && (ends(at + 1) || (path.get(at + 1) == Some(&b'.') && ends(at + 2)))
+}
+
+fn split_absolute(target: &str) -> Result<Target<'_>, Unreadable> {
     if target.contains('#') {
         return Err(Unreadable::Fragment);
     }
-    let (authority, origin) = if target.starts_with('/') { (None, target) } else { split_authority(target)? };
-    let path = origin.split_once('?').map_or(origin, |(path, _)| path);
-    if path.contains("%00") { Err(Unreadable::Nul) } else { Ok((authority, path)) }
-}
-
-fn split_authority(target: &str) -> Result<(Option<&str>, &str), Unreadable> {
     let (scheme, rest) = target.split_once("://").ok_or(Unreadable::NoLeadingSlash)?;
     let end = rest.find(['/', '?', '\\']).unwrap_or(rest.len());
     let (authority, origin) = rest.split_at(end);
@@ -133,193 +143,27 @@ fn split_authority(target: &str) -> Result<(Option<&str>, &str), Unreadable> {
     if !is_http || authority.is_empty() || origin.starts_with('\\') {
         return Err(Unreadable::NoLeadingSlash);
     }
-    Ok((Some(authority), if origin.starts_with('/') { origin } else { "/" }))
-}
-
-/// True if the path reads the same in every way, so that it can be compared as it stands.
-fn is_plain(path: &str) -> bool {
-    let bytes = path.as_bytes();
-    let ends_segment = |at: usize| bytes.get(at).is_none_or(|&b| b == b'/');
-    bytes.iter().enumerate().all(|(at, &byte)| match byte {
-        b'/' => match bytes.get(at + 1) {
-            Some(b'/') => false,
-            Some(b'.') => !(ends_segment(at + 2) || (bytes.get(at + 2) == Some(&b'.') && ends_segment(at + 3))),
-            _ => true,
-        },
-        b'%' | b';' | b'\\' => false,
-        _ => !is_escaped(byte),
-    })
-}
-
-/// True if readings of this path (its unreserved escapes decoded) can differ.
-fn has_readings(decoded: &str) -> bool {
-    decoded.contains("//") || decoded.contains(['%', ';'])
-}
-
-/// Characters that never stand for themselves in a path and so are written as escapes.
-fn is_escaped(byte: u8) -> bool {
-    !byte.is_ascii_graphic() || b"\"<>^`{|}".contains(&byte)
-}
-
-/// Decodes escapes of unreserved characters, escapes what must be (also a `%` that escapes nothing), and reads `\` as
-/// `/`. Other escapes stay byte for byte, and no new one arises, so nothing is decoded twice.
-fn decode_unreserved(path: &str) -> String {
-    let mut decoded = String::with_capacity(path.len());
-    let mut at = 0;
-    for (index, byte) in path.bytes().enumerate() {
-        if index < at {
-            continue;
-        }
-        at = index + 1;
-        match (byte, escaped_byte(path, index)) {
-            (b'%', Some(inner)) if inner.is_ascii_alphanumeric() || b"-._~".contains(&inner) => {
-                decoded.push(char::from(inner));
-                at = index + ESCAPE_BYTES;
-            }
-            (b'%', None) => push_escape(&mut decoded, byte),
-            (b'\\', _) => decoded.push('/'),
-            _ if is_escaped(byte) => push_escape(&mut decoded, byte),
-            _ => decoded.push(char::from(byte)),
-        }
-    }
-    decoded
-}
-
-const ESCAPE_BYTES: usize = "%41".len();
-
-/// The byte that the escape at this place stands for.
-fn escaped_byte(path: &str, at: usize) -> Option<u8> {
-    let digits = path.as_bytes().get(at + 1..at + ESCAPE_BYTES)?;
-    let digit = |b: u8| char::from(b).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
-    Some(digit(digits[0])? * 16 + digit(digits[1])?)
-}
-
-fn push_escape(text: &mut String, byte: u8) {
-    const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
-    text.extend(['%', char::from(DIGITS[usize::from(byte >> 4)]), char::from(DIGITS[usize::from(byte & 15)])]);
-}
-
-fn decode_slashes(path: &str) -> String {
-    let mut decoded = String::with_capacity(path.len());
-    let mut rest = path;
-    while let Some(at) = rest.find('%') {
-        decoded.push_str(&rest[..at]);
-        if let Some(b'/' | b'\\') = escaped_byte(rest, at) {
-            decoded.push('/');
-            rest = &rest[at + ESCAPE_BYTES..];
-        } else {
-            decoded.push('%');
-            rest = &rest[at + 1..];
-        }
-    }
-    decoded.push_str(rest);
-    decoded
-}
-
-fn strip_parameters(path: &str) -> String {
-    let mut stripped = String::with_capacity(path.len());
-    let mut inside = false;
-    for character in path.chars() {
-        inside = character != '/' && (inside || character == ';');
-        if !inside {
-            stripped.push(character);
-        }
-    }
-    stripped
-}
-
-fn merge_slashes(path: &str) -> String {
-    let mut merged = String::with_capacity(path.len());
-    for character in path.chars() {
-        if character != '/' || !merged.ends_with('/') {
-            merged.push(character);
-        }
-    }
-    merged
-}
-
-/// Resolves `.` and `..` as RFC 3986 5.2.4 does: an empty segment is a segment, and `..` at the root goes nowhere.
-fn resolve_dots(path: &str) -> String {
-    let mut resolved = String::with_capacity(path.len());
-    let mut segments = path.split('/').skip(1).peekable();
-    while let Some(segment) = segments.next() {
-        let is_last = segments.peek().is_none();
-        match segment {
-            "." | ".." => {
-                if segment == ".." {
-                    resolved.truncate(resolved.rfind('/').unwrap_or(0));
-                }
-                if is_last {
-                    resolved.push('/');
-                }
-            }
-            _ => {
-                resolved.push('/');
-                resolved.push_str(segment);
-            }
-        }
-    }
-    resolved
-}
-
-// === impl Reading ===
-
-impl Reading {
-    const BASE: Self = Self { decode_slashes: false, parameters: Parameters::Keep, merge: Merge::No };
-
-    /// All but the plain one, those that change least first.
-    fn others() -> impl Iterator<Item = Self> {
-        [
-            (false, Parameters::Keep),
-            (false, Parameters::StripFirst),
-            (true, Parameters::Keep),
-            (true, Parameters::StripFirst),
-            (true, Parameters::StripAfterDecoding),
-        ]
-        .into_iter()
-        .flat_map(|(decode_slashes, parameters)| {
-            [Merge::No, Merge::AfterDots, Merge::BeforeDots].map(|merge| Self { decode_slashes, parameters, merge })
-        })
-        .filter(|reading| *reading != Self::BASE)
-    }
-
-    fn apply(self, decoded: &str) -> String {
-        let mut path = Cow::Borrowed(decoded);
-        if self.parameters == Parameters::StripFirst {
-            path = strip_parameters(&path).into();
-        }
-        if self.decode_slashes {
-            path = decode_slashes(&path).into();
-        }
-        if self.parameters == Parameters::StripAfterDecoding {
-            path = strip_parameters(&path).into();
-        }
-        match self.merge {
-            Merge::No => resolve_dots(&path),
-            Merge::AfterDots => merge_slashes(&resolve_dots(&path)),
-            Merge::BeforeDots => resolve_dots(&merge_slashes(&path)),
-        }
+    match origin.starts_with('/') {
+        true => split_origin(Some(authority), origin),
+        // No path is the root.
+        false => Ok(Target { authority: Some(authority), path: "/", query: origin, is_plain: true }),
     }
 }
 
-impl fmt::Display for Reading {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut before = "";
-        for (applies, name) in [
-            (self.decode_slashes, "escaped slashes decoded"),
-            (self.parameters != Parameters::Keep, "path parameters stripped"),
-            (self.merge != Merge::No, "slashes merged"),
-        ] {
-            if applies {
-                write!(f, "{before}{name}")?;
-                before = " and ";
-            }
-        }
-        Ok(())
+// === impl Target ===
+
+impl Target<'_> {
+    /// True if the path, as sent, is what is judged.
+    pub(crate) fn has_one_reading(&self, how: PathNormalization) -> bool {
+        self.is_plain || how == PathNormalization::None
     }
 }
 
 // === impl Unreadable ===
+
+impl Unreadable {
+    pub(crate) const ALL: [Self; 4] = [Self::TooLong, Self::Fragment, Self::Nul, Self::NoLeadingSlash];
+}
 
 impl fmt::Display for Unreadable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -337,8 +181,16 @@ mod tests {
     use super::*;
 
     fn paths(target: &str, how: PathNormalization) -> Vec<String> {
-        let Readings { first, others, .. } = read(target, how).expect("readable");
-        [first.into_owned()].into_iter().chain(others.into_iter().map(|(_, path)| path)).collect()
+        let mut paths = Vec::new();
+        let each = |_: Option<Reading>, path: &[u8]| {
+            let path = String::from_utf8(path.to_vec()).expect("escaped");
+            if !paths.contains(&path) {
+                paths.push(path);
+            }
+            None::<()>
+        };
+        assert!(each_reading(&split(target).expect("readable"), how, each).is_none());
+        paths
     }
 
     #[test]
@@ -391,8 +243,9 @@ mod tests {
     #[test]
     fn a_path_that_reads_one_way_is_not_copied() {
         for target in ["/v1/traces?x=1;y", "/a-b_c~d.e/.f/..g/h:i@j", "/[a]*(b)!$&',+="] {
-            let readings = read(target, PathNormalization::AllReadings).expect("readable");
-            assert!(matches!(readings.first, Cow::Borrowed(_)) && readings.others.is_empty(), "{target}");
+            let sent = split(target).expect("readable");
+            let at = each_reading(&sent, PathNormalization::AllReadings, |_, path| Some(path.as_ptr()));
+            assert_eq!(at, Some(sent.path.as_ptr()), "{target}");
         }
         assert_eq!(paths("/a/../b", PathNormalization::AllReadings), ["/b"]);
     }
@@ -426,12 +279,9 @@ mod tests {
             ("/a%00", Unreadable::Nul),
             (long.as_str(), Unreadable::TooLong),
         ] {
-            assert_eq!(read(target, PathNormalization::AllReadings), Err(expected), "{target:.20}");
+            assert_eq!(split(target), Err(expected), "{target:.20}");
         }
-        assert!(
-            read(&long[1..], PathNormalization::None).is_err()
-                && read(&long[..MAX_TARGET_BYTES], PathNormalization::None).is_ok()
-        );
+        assert!(split(&long[1..]).is_err() && split(&long[..MAX_TARGET_BYTES]).is_ok());
     }
 
     proptest::proptest! {
@@ -443,10 +293,7 @@ mod tests {
             how in proptest::sample::select(MODES),
         ) {
             let target = format!("/{}", pieces.concat());
-            let ours = read(&target, how).ok().map(|readings| {
-                let others = readings.others.into_iter().map(|(_, path)| path);
-                others.chain([readings.first.into_owned()]).collect::<std::collections::BTreeSet<_>>()
-            });
+            let ours = split(&target).ok().map(|_| paths(&target, how).into_iter().collect::<std::collections::BTreeSet<_>>());
             proptest::prop_assert_eq!(ours, crate::reference::readings(&target, how), "{}", target);
         }
     }

@@ -1,14 +1,8 @@
 //! Values as policies write them, parsed into matchers that can't be wrong.
 
-use std::{fmt, net::IpAddr};
+use std::fmt;
 
-use ambit_api::SpiffeId;
-use ipnet::{IpNet, Ipv4Net};
-
-use crate::{
-    limits::MAX_SERVICE_ACCOUNT_BYTES,
-    template::{PathTemplate, is_template},
-};
+use crate::template::{PathTemplate, is_template};
 
 /// `foo`, `foo*`, `*foo` or `*` (`spec/authorization.md` 2.4). A `*` elsewhere stands for itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,30 +13,17 @@ pub(crate) enum StringPattern {
     Present,
 }
 
-/// A value of `namespaces`: each `*` stands for any text, also in the middle.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct NamespacePattern {
-    text: Box<str>,
+/// The values of a field, any of which is enough.
+#[derive(Debug)]
+pub(crate) struct StringSet {
+    /// As written.
+    patterns: Box<[StringPattern]>,
+    /// Where the exact ones are, in order of their text, if there are many.
+    exact: Box<[u32]>,
 }
 
-/// A value of `serviceAccounts`, its namespace filled in.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct ServiceAccount {
-    namespace: Box<str>,
-    name: Box<str>,
-}
-
-/// An address range.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Cidr {
-    written: IpNet,
-    /// The same with IPv4-mapped IPv6 folded to IPv4.
-    folded: IpNet,
-}
-
-/// A port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Port(u16);
+/// A text in parts. It calls back with each part, in order, and does so the same way each time.
+pub(crate) type Parts<'a> = dyn Fn(&mut dyn FnMut(&[u8])) + 'a;
 
 /// A value of `paths`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,169 +62,106 @@ impl StringPattern {
         Ok(pattern)
     }
 
-    pub(crate) fn matches(&self, text: &str) -> bool {
+    pub(crate) fn matches(&self, text: &[u8]) -> bool {
         match self {
-            Self::Exact(value) => **value == *text,
-            Self::Prefix(value) => text.starts_with(&**value),
-            Self::Suffix(value) => text.ends_with(&**value),
+            Self::Exact(value) => *value.as_bytes() == *text,
+            Self::Prefix(value) => text.starts_with(value.as_bytes()),
+            Self::Suffix(value) => text.ends_with(value.as_bytes()),
             Self::Present => true,
         }
     }
 
-    pub(crate) fn matches_ignoring_case(&self, text: &str) -> bool {
-        let (value, text) = (self.literal().as_bytes(), text.as_bytes());
-        let part = match self {
-            Self::Exact(_) => Some(text),
-            Self::Prefix(_) => text.get(..value.len()),
-            Self::Suffix(_) => text.len().checked_sub(value.len()).map(|at| &text[at..]),
-            Self::Present => return true,
+    pub(crate) fn matches_ignoring_case(&self, text: &[u8]) -> bool {
+        self.part(text).is_some_and(|part| part.eq_ignore_ascii_case(self.literal()))
+    }
+
+    /// The text is put into lower case first, the value isn't.
+    pub(crate) fn matches_lower_cased(&self, text: &[u8]) -> bool {
+        let same = |part: &[u8]| part.iter().map(u8::to_ascii_lowercase).eq(self.literal().iter().copied());
+        self.part(text).is_some_and(same)
+    }
+
+    /// Whether it matches the parts as one text.
+    pub(crate) fn matches_parts(&self, parts: &Parts<'_>) -> bool {
+        let literal = self.literal();
+        let length = || {
+            let mut length = 0;
+            parts(&mut |part| length += part.len());
+            length
         };
-        part.is_some_and(|part| part.eq_ignore_ascii_case(value))
+        // Where the literal starts in the text.
+        let start = match self {
+            Self::Present => return true,
+            Self::Prefix(_) => 0,
+            Self::Exact(_) if length() == literal.len() => 0,
+            Self::Exact(_) => return false,
+            Self::Suffix(_) => match length().checked_sub(literal.len()) {
+                Some(start) => start,
+                None => return false,
+            },
+        };
+        let (mut skip, mut rest, mut same) = (start, literal, true);
+        parts(&mut |part| {
+            let skipped = skip.min(part.len());
+            skip -= skipped;
+            let part = &part[skipped..];
+            let (compared, later) = rest.split_at(part.len().min(rest.len()));
+            same &= part[..compared.len()] == *compared;
+            rest = later;
+        });
+        same && rest.is_empty()
     }
 
     pub(crate) fn exact(&self) -> Option<&str> {
         if let Self::Exact(value) = self { Some(value) } else { None }
     }
 
-    fn literal(&self) -> &str {
+    fn literal(&self) -> &[u8] {
         match self {
-            Self::Exact(value) | Self::Prefix(value) | Self::Suffix(value) => value,
-            Self::Present => "",
+            Self::Exact(value) | Self::Prefix(value) | Self::Suffix(value) => value.as_bytes(),
+            Self::Present => b"",
         }
     }
-}
 
-impl fmt::Display for StringPattern {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    /// The part of a text that must be the literal; nothing if the text is too short.
+    fn part<'a>(&self, text: &'a [u8]) -> Option<&'a [u8]> {
         match self {
-            Self::Exact(value) => f.write_str(value),
-            Self::Prefix(value) => write!(f, "{value}*"),
-            Self::Suffix(value) => write!(f, "*{value}"),
-            Self::Present => f.write_str("*"),
+            Self::Exact(_) => Some(text),
+            Self::Prefix(value) => text.get(..value.len()),
+            Self::Suffix(value) => text.len().checked_sub(value.len()).map(|at| &text[at..]),
+            Self::Present => Some(b""),
         }
     }
 }
 
-// === impl NamespacePattern ===
+// === impl StringSet ===
 
-impl NamespacePattern {
-    pub(crate) fn parse(value: &str) -> Result<Self, String> {
-        match value {
-            "" => Err("is empty; remove it or write a namespace".to_owned()),
-            _ if value.contains('/') => Err(format!("`{value}` holds a `/`; write the namespace alone")),
-            _ => Ok(Self { text: value.into() }),
+/// From this many exact values on they are searched and not walked through.
+const MANY: usize = 8;
+
+impl StringSet {
+    pub(crate) fn new(patterns: Vec<StringPattern>) -> Self {
+        let text = |at: u32| patterns.get(at as usize).and_then(StringPattern::exact);
+        let mut exact: Vec<u32> =
+            (0u32..).zip(&patterns).filter(|(_, p)| p.exact().is_some()).map(|(at, _)| at).collect();
+        if exact.len() < MANY {
+            exact.clear();
         }
+        exact.sort_by(|a, b| text(*a).cmp(&text(*b)));
+        Self { exact: exact.into(), patterns: patterns.into() }
     }
 
-    /// The pieces between `*` in order: the first at the start, the last at the end, the others wherever they come
-    /// first. Taking the first place is enough, since only the last piece is bound to a place.
-    pub(crate) fn matches(&self, namespace: &str) -> bool {
-        let Some((head, rest)) = self.text.split_once('*') else { return *self.text == *namespace };
-        let Some(mut namespace) = namespace.strip_prefix(head) else { return false };
-        let (middle, tail) = rest.rsplit_once('*').unwrap_or(("", rest));
-        for piece in middle.split('*') {
-            let Some(at) = namespace.find(piece) else { return false };
-            namespace = &namespace[at + piece.len()..];
+    pub(crate) fn patterns(&self) -> &[StringPattern] {
+        &self.patterns
+    }
+
+    pub(crate) fn matches(&self, text: &[u8]) -> bool {
+        if self.exact.is_empty() {
+            return self.patterns.iter().any(|pattern| pattern.matches(text));
         }
-        namespace.ends_with(tail)
-    }
-}
-
-impl fmt::Display for NamespacePattern {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
-    }
-}
-
-// === impl ServiceAccount ===
-
-impl ServiceAccount {
-    /// `account` is one in the policy's own namespace, `namespace/account` one in another.
-    pub(crate) fn parse(value: &str, policy_namespace: &str) -> Result<Self, String> {
-        let (namespace, name) = value.split_once('/').unwrap_or((policy_namespace, value));
-        if value.len() > MAX_SERVICE_ACCOUNT_BYTES {
-            Err(format!("is longer than {MAX_SERVICE_ACCOUNT_BYTES} bytes"))
-        } else if value.contains('*') {
-            Err(format!("`{value}` holds a `*`; service accounts are named in full"))
-        } else if namespace.is_empty() || name.is_empty() || name.contains('/') {
-            Err(format!("`{value}` isn't `account` or `namespace/account`"))
-        } else {
-            Ok(Self { namespace: namespace.into(), name: name.into() })
-        }
-    }
-
-    pub(crate) fn matches(&self, peer: &SpiffeId) -> bool {
-        *self.namespace == *peer.namespace() && *self.name == *peer.service_account()
-    }
-}
-
-impl fmt::Display for ServiceAccount {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
-    }
-}
-
-// === impl Cidr ===
-
-/// Bits in front of the IPv4 address in an IPv4-mapped IPv6 address.
-const MAPPED_PREFIX_BITS: u8 = 96;
-
-impl Cidr {
-    pub(crate) fn parse(value: &str) -> Result<Self, String> {
-        let net = if value.contains('/') {
-            value.parse::<IpNet>().ok()
-        } else {
-            value.parse::<IpAddr>().ok().map(IpNet::from)
-        };
-        let net = net.ok_or_else(|| {
-            format!("`{value}` isn't an address or a CIDR range; write for example `10.1.2.3` or `10.1.0.0/16`")
-        })?;
-        Ok(Self { written: net, folded: unmap(net) })
-    }
-
-    /// An IPv4-mapped IPv6 address should be folded to IPv4 before it comes here. If it isn't (or if the range is
-    /// written so), it is read both ways; where the two differ it matches only if `leans_in`.
-    pub(crate) fn matches(&self, address: IpAddr, leans_in: bool) -> bool {
-        let (written, folded) = (self.written.contains(&address), self.folded.contains(&address.to_canonical()));
-        if leans_in { written || folded } else { written && folded }
-    }
-}
-
-fn unmap(net: IpNet) -> IpNet {
-    let IpNet::V6(v6) = net else { return net };
-    let (Some(address), Some(bits)) = (v6.addr().to_ipv4_mapped(), v6.prefix_len().checked_sub(MAPPED_PREFIX_BITS))
-    else {
-        return net;
-    };
-    Ipv4Net::new(address, bits).map_or(net, IpNet::V4)
-}
-
-impl fmt::Display for Cidr {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let net = self.written;
-        if net.prefix_len() == net.max_prefix_len() { net.addr().fmt(f) } else { net.fmt(f) }
-    }
-}
-
-// === impl Port ===
-
-impl Port {
-    pub(crate) fn parse(value: &str) -> Result<Self, String> {
-        let digits = !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit());
-        match value.parse() {
-            Ok(port) if digits => Ok(Self(port)),
-            _ => Err(format!("`{value}` isn't a port number from 0 to 65535")),
-        }
-    }
-
-    pub(crate) fn matches(self, port: u16) -> bool {
-        self.0 == port
-    }
-}
-
-impl fmt::Display for Port {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        let value = |at: &u32| self.patterns.get(*at as usize).map_or(&b""[..], StringPattern::literal);
+        self.exact.binary_search_by(|at| value(at).cmp(text)).is_ok()
+            || self.patterns.iter().any(|pattern| pattern.exact().is_none() && pattern.matches(text))
     }
 }
 
@@ -262,15 +180,11 @@ impl PathPattern {
         StringPattern::parse(value).map(Self::Text)
     }
 
-    pub(crate) fn matches(&self, path: &str) -> bool {
+    pub(crate) fn matches(&self, path: &[u8]) -> bool {
         match self {
             Self::Text(pattern) => pattern.matches(path),
             Self::Template(template) => template.matches(path),
         }
-    }
-
-    pub(crate) fn exact(&self) -> Option<&str> {
-        if let Self::Text(pattern) = self { pattern.exact() } else { None }
     }
 }
 
@@ -289,7 +203,7 @@ mod tests {
 
     fn matching<'a>(pattern: &str, texts: &[&'a str]) -> Vec<&'a str> {
         let pattern = StringPattern::parse(pattern).expect("valid");
-        texts.iter().copied().filter(|text| pattern.matches(text)).collect()
+        texts.iter().copied().filter(|text| pattern.matches(text.as_bytes())).collect()
     }
 
     #[test]
@@ -307,66 +221,53 @@ mod tests {
     fn hosts_ignore_case_in_every_form() {
         for pattern in ["Web.Example.com", "WEB.*", "*.EXAMPLE.com", "*"] {
             let pattern = StringPattern::parse(pattern).expect("valid");
-            assert!(pattern.matches_ignoring_case("web.example.COM"), "{pattern}");
+            assert!(pattern.matches_ignoring_case(b"web.example.COM"), "{pattern}");
         }
         for pattern in ["web.example.co", "web.example.com:80", "*.example.org", "xweb*", "*aweb.example.com"] {
             let pattern = StringPattern::parse(pattern).expect("valid");
-            assert!(!pattern.matches_ignoring_case("web.example.com"), "{pattern}");
+            assert!(!pattern.matches_ignoring_case(b"web.example.com"), "{pattern}");
         }
-        assert!(!StringPattern::parse("é*").expect("valid").matches_ignoring_case("e"), "no panic inside a character");
+        assert!(!StringPattern::parse("é*").expect("valid").matches_ignoring_case(b"e"), "no panic inside a character");
     }
-
     #[test]
-    fn namespaces_take_stars_anywhere() {
-        for (pattern, yes, no) in [
-            ("team-a", "team-a", "team-ax"),
-            ("team-*", "team-", "xteam-a"),
-            ("*-a", "-a", "team-ab"),
-            ("te*-a", "te-a", "te-b"),
-            ("a*b*c", "abc", "acb"),
-            ("a*b*b", "a-b-b", "ab"),
-            ("*x*", "axb", "ab"),
-            ("a*a", "aa", "a"),
-        ] {
-            let pattern = NamespacePattern::parse(pattern).expect("valid");
-            assert!(pattern.matches(yes), "{pattern} {yes}");
-            assert!(!pattern.matches(no), "{pattern} {no}");
-        }
-    }
-
-    #[test]
-    fn addresses_of_two_readings_match_only_where_that_denies() {
-        let both = |cidr: &str, ip: &str| {
-            let (cidr, ip) = (Cidr::parse(cidr).expect("valid"), ip.parse().expect("valid"));
-            (cidr.matches(ip, false), cidr.matches(ip, true))
-        };
-        let (yes, no, depends) = ((true, true), (false, false), (false, true));
-        assert_eq!(both("10.1.2.3/16", "10.1.255.1"), yes, "host bits are ignored");
-        assert_eq!(both("10.1.2.3", "10.1.2.3"), yes);
-        assert_eq!(both("10.1.2.3", "10.1.2.4"), no);
-        assert_eq!(both("0.0.0.0/0", "fd00::1"), no);
-        assert_eq!(both("::/0", "10.0.0.1"), no);
-        assert_eq!(both("10.1.0.0/16", "::ffff:10.1.0.1"), depends);
-        assert_eq!(both("::ffff:10.1.0.0/112", "10.1.0.1"), depends);
-        assert_eq!(both("::ffff:10.1.0.0/112", "::ffff:10.1.0.1"), yes);
-        assert_eq!(both("10.1.0.0/16", "::ffff:10.2.0.1"), no);
-        for bad in ["", "10.1.2", "10.1.2.3/33", "http", "10.0.0.0/-1"] {
-            assert!(Cidr::parse(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn ports_and_accounts_that_cannot_be_used_are_refused() {
-        for bad in ["", "http", "-1", "+80", "65536", " 80", "8*"] {
-            assert!(Port::parse(bad).is_err(), "{bad}");
-        }
-        assert!(Port::parse("0").is_ok() && Port::parse("65535").is_ok());
-        for bad in ["", "*", "a/b/c", "/a", "a/", "team-*/a"] {
-            assert!(ServiceAccount::parse(bad, "default").is_err(), "{bad}");
-        }
-        assert_eq!(ServiceAccount::parse("api", "default"), ServiceAccount::parse("default/api", "other"));
+    fn trust_domains_take_one_star_at_an_end() {
         for bad in ["", "a/b", "a*b", "*a*"] {
             assert!(StringPattern::parse_trust_domain(bad).is_err(), "{bad}");
+        }
+        assert!(StringPattern::parse_trust_domain("*d").is_ok() && StringPattern::parse_trust_domain("*").is_ok());
+    }
+
+    #[test]
+    fn a_text_in_parts_matches_as_one() {
+        for (pattern, expected) in [
+            ("a,b", true),
+            ("a*", true),
+            ("a,*", true),
+            ("*,b", true),
+            ("*a,b", true),
+            ("*", true),
+            ("a", false),
+            ("*a", false),
+            ("xa,b*", false),
+            ("*xa,b", false),
+        ] {
+            let pattern = StringPattern::parse(pattern).expect("valid");
+            let parts = |each: &mut dyn FnMut(&[u8])| [&b"a"[..], b",", b"", b"b"].into_iter().for_each(each);
+            assert_eq!((pattern.matches_parts(&parts), pattern.matches(b"a,b")), (expected, expected), "{pattern}");
+        }
+    }
+
+    #[test]
+    fn many_values_match_as_few_do() {
+        let patterns = |count: u32| {
+            let mut patterns: Vec<_> = (0..count).map(|n| StringPattern::Exact(format!("v{n}").into())).collect();
+            patterns.push(StringPattern::Prefix("p".into()));
+            StringSet::new(patterns)
+        };
+        for count in [2, 100] {
+            let set = patterns(count);
+            assert!(set.matches(b"v0") && set.matches(b"v1") && set.matches(b"px"), "{count}");
+            assert!(!set.matches(b"v") && !set.matches(b"v00") && !set.matches(b""), "{count}");
         }
     }
 }

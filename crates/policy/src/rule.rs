@@ -3,101 +3,130 @@
 //! `from` is a group with a clause per source, `to` a group with a clause per operation, and each `when` entry a group
 //! of one clause. A field is one test, its `not` form another.
 
-use std::net::IpAddr;
+use ambit_api::authorization_policy::Action;
 
 use crate::{
-    decision::{Decision, PolicyName},
-    facts::ConnectionFacts,
-    pattern::{Cidr, NamespacePattern, PathPattern, Port, ServiceAccount, StringPattern},
+    decision::{Decision, MatchedEntries},
+    facts::{Claims, ConnectionFacts, HeaderLines, HttpVersion, RequestFacts},
+    test::Test,
 };
-
-/// What a match of a rule means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Effect {
-    Allow,
-    Deny,
-}
 
 #[derive(Debug)]
 pub(crate) struct Rule {
-    pub(crate) policy: PolicyName,
     /// Place among the policy's rules, from 0.
     pub(crate) index: u32,
     pub(crate) groups: Box<[Group]>,
-    /// The decision when an ALLOW rule matches, built once.
-    pub(crate) allowed: Decision,
+    /// The decision when it matches, built once.
+    pub(crate) decision: Decision,
 }
 
 #[derive(Debug)]
 pub(crate) struct Group {
+    pub(crate) part: Part,
     pub(crate) clauses: Box<[Clause]>,
+    /// A request is needed to judge it.
+    pub(crate) is_late: bool,
+}
+
+/// Which part of a rule a group is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    From,
+    To,
+    When(u32),
 }
 
 #[derive(Debug)]
 pub(crate) struct Clause {
     /// Decided once per connection.
     pub(crate) connection: Box<[Test]>,
-    /// Decided for each request. At L4 there is no request.
+    /// Decided for each request, or at L4 as far as that goes.
     pub(crate) request: Box<[Test]>,
 }
 
-/// A field with its values.
-#[derive(Debug)]
-pub(crate) struct Test {
-    pub(crate) values: Values,
-    /// It is the `not` form.
-    pub(crate) negated: bool,
-    /// What a fact counts as that can be read in two ways: as matching where a match helps to deny.
-    pub(crate) leans_in: bool,
-}
-
-/// Which field, and what it takes. Any value is enough.
-#[derive(Debug)]
-pub(crate) enum Values {
-    Principal(Box<[StringPattern]>),
-    Namespace(Box<[NamespacePattern]>),
-    ServiceAccount(Box<[ServiceAccount]>),
-    TrustDomain(Box<[StringPattern]>),
-    SourceIp(Box<[Cidr]>),
-    DestinationIp(Box<[Cidr]>),
-    DestinationPort(Box<[Port]>),
-    Host(Box<[StringPattern]>),
-    Method(Box<[StringPattern]>),
-    Path(Box<[PathPattern]>),
-}
-
-/// A connection as tests see it.
-#[derive(Clone, Debug)]
-pub(crate) struct Connection {
-    pub(crate) facts: ConnectionFacts,
-    /// The peer's identity without `spiffe://`.
-    pub(crate) principal: Option<Box<str>>,
-}
-
 /// A request as tests see it, its path under one reading.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub(crate) struct Request<'a> {
     pub(crate) method: &'a str,
     pub(crate) host: &'a str,
-    pub(crate) path: &'a str,
+    pub(crate) path: &'a [u8],
+    /// With its `?`, or empty.
+    pub(crate) query: &'a str,
+    pub(crate) version: HttpVersion,
+    pub(crate) headers: &'a dyn HeaderLines,
+    pub(crate) claims: Option<&'a Claims>,
 }
 
 // === impl Rule ===
 
 impl Rule {
-    pub(crate) fn needs_request(&self) -> bool {
-        self.groups.iter().flat_map(|group| &group.clauses).any(|clause| !clause.request.is_empty())
+    /// The entries that the connection satisfies, if each group has one. Those of late groups come with the request.
+    pub(crate) fn on_connection(&self, connection: &ConnectionFacts) -> Option<MatchedEntries> {
+        self.entries(MatchedEntries::default(), |clause| clause.allows_connection(connection), |_| true)
     }
 
-    /// Paths such that the rule can match no request with another one; nothing if there is no such set.
-    pub(crate) fn exact_paths(&self) -> Option<Vec<&str>> {
-        self.groups.iter().find_map(|group| {
-            let mut paths = Vec::new();
-            for clause in &group.clauses {
-                paths.extend(clause.request.iter().find_map(Test::exact_paths)?);
+    /// The entries that match a request, after [`Rule::on_connection`].
+    pub(crate) fn on_request(
+        &self,
+        entries: MatchedEntries,
+        connection: &ConnectionFacts,
+        request: &Request<'_>,
+    ) -> Option<MatchedEntries> {
+        self.entries(entries, |clause| clause.matches(connection, request), |group| group.is_late)
+    }
+
+    /// The entries that match.
+    pub(crate) fn matches(&self, connection: &ConnectionFacts, request: &Request<'_>) -> Option<MatchedEntries> {
+        self.entries(MatchedEntries::default(), |clause| clause.matches(connection, request), |_| true)
+    }
+
+    /// The entries that match a connection without a request: an ALLOW rule with anything that can't be judged doesn't
+    /// match; in other rules that counts as met.
+    pub(crate) fn at_l4(&self, connection: &ConnectionFacts, action: Action) -> Option<MatchedEntries> {
+        if action == Action::Allow && self.is_void_at_l4(connection) {
+            return None;
+        }
+        let allows = |clause: &Clause| {
+            clause.allows_connection(connection)
+                && clause.request.iter().all(|test| test.holds_at_l4(connection).unwrap_or(true))
+        };
+        self.entries(MatchedEntries::default(), allows, |_| true)
+    }
+
+    /// True if the rule has anything that can't be judged without a request.
+    pub(crate) fn is_void_at_l4(&self, connection: &ConnectionFacts) -> bool {
+        let mut late = self.groups.iter().filter(|group| group.is_late).flat_map(|group| &group.clauses);
+        late.any(|clause| clause.request.iter().any(|test| test.holds_at_l4(connection).is_none()))
+    }
+
+    fn entries(
+        &self,
+        mut entries: MatchedEntries,
+        allows: impl Fn(&Clause) -> bool,
+        counts: impl Fn(&Group) -> bool,
+    ) -> Option<MatchedEntries> {
+        for group in self.groups.iter().filter(|group| counts(group)) {
+            let first = (0u32..).zip(&group.clauses).find(|(_, clause)| allows(clause))?.0;
+            match group.part {
+                Part::From => entries.from = Some(first),
+                Part::To => entries.to = Some(first),
+                Part::When(_) => {}
             }
-            Some(paths)
-        })
+        }
+        Some(entries)
+    }
+
+    /// The decision when these entries match.
+    pub(crate) fn decision(&self, entries: MatchedEntries) -> Decision {
+        Decision { clause: Some(entries), ..self.decision.clone() }
+    }
+}
+
+// === impl Group ===
+
+impl Group {
+    pub(crate) fn new(part: Part, clauses: Vec<Clause>) -> Self {
+        Self { part, is_late: clauses.iter().any(|clause| !clause.request.is_empty()), clauses: clauses.into() }
     }
 }
 
@@ -105,91 +134,44 @@ impl Rule {
 
 impl Clause {
     pub(crate) fn new(tests: Vec<Test>) -> Self {
-        let (request, connection): (Vec<_>, Vec<_>) = tests.into_iter().partition(Test::needs_request);
+        let (request, connection): (Vec<_>, Vec<_>) = tests.into_iter().partition(Test::is_late);
         Self { connection: connection.into(), request: request.into() }
     }
 
-    pub(crate) fn allows_connection(&self, connection: &Connection) -> bool {
+    pub(crate) fn tests(&self) -> impl Iterator<Item = &Test> {
+        self.connection.iter().chain(&self.request)
+    }
+
+    pub(crate) fn allows_connection(&self, connection: &ConnectionFacts) -> bool {
         self.connection.iter().all(|test| test.holds_for_connection(connection))
     }
 
-    pub(crate) fn allows_request(&self, request: &Request<'_>) -> bool {
-        self.request.iter().all(|test| test.holds_for_request(request))
+    pub(crate) fn matches(&self, connection: &ConnectionFacts, request: &Request<'_>) -> bool {
+        self.allows_connection(connection) && self.request.iter().all(|test| test.holds_for_request(request))
     }
 }
 
-// === impl Test ===
+// === impl Request ===
 
-impl Test {
-    pub(crate) fn needs_request(&self) -> bool {
-        match self.values {
-            Values::Host(_) | Values::Method(_) | Values::Path(_) => true,
-            Values::Principal(_)
-            | Values::Namespace(_)
-            | Values::ServiceAccount(_)
-            | Values::TrustDomain(_)
-            | Values::SourceIp(_)
-            | Values::DestinationIp(_)
-            | Values::DestinationPort(_) => false,
+impl<'a> Request<'a> {
+    /// Calls back with the value of each header line of this name. Whitespace around it means something only in HTTP/2.
+    pub(crate) fn lines(&self, name: &str, each: &mut dyn FnMut(&[u8])) {
+        match self.version {
+            HttpVersion::Http1 => self.headers.lines(name, &mut |line| each(line.trim_ascii())),
+            HttpVersion::Http2 => self.headers.lines(name, each),
         }
     }
 
-    /// Whether it holds. A test of a request never holds here.
-    pub(crate) fn holds_for_connection(&self, connection: &Connection) -> bool {
-        let facts = &connection.facts;
-        let peer = facts.peer.as_ref();
-        let address = |any_of: &[Cidr], ip: IpAddr| any_of.iter().any(|cidr| cidr.matches(ip, self.leans_in));
-        let matched = match &self.values {
-            Values::Principal(any_of) => match &connection.principal {
-                Some(principal) => any_of.iter().any(|pattern| pattern.matches(principal)),
-                // No identity matches no value, and so satisfies the `not` form. But to an Istio waypoint such a client
-                // does match `*`: there it counts as whatever denies.
-                None => self.leans_in && any_of.contains(&StringPattern::Present),
-            },
-            Values::Namespace(any_of) => {
-                peer.is_some_and(|id| any_of.iter().any(|pattern| pattern.matches(id.namespace())))
-            }
-            Values::ServiceAccount(any_of) => peer.is_some_and(|id| any_of.iter().any(|account| account.matches(id))),
-            Values::TrustDomain(any_of) => {
-                peer.is_some_and(|id| any_of.iter().any(|pattern| pattern.matches(id.trust_domain())))
-            }
-            Values::SourceIp(any_of) => address(any_of, facts.source_ip),
-            Values::DestinationIp(any_of) => address(any_of, facts.destination_ip),
-            Values::DestinationPort(any_of) => any_of.iter().any(|port| port.matches(facts.destination_port)),
-            Values::Host(_) | Values::Method(_) | Values::Path(_) => return false,
-        };
-        matched != self.negated
-    }
-
-    /// Whether it holds. A test of a connection never holds here.
-    pub(crate) fn holds_for_request(&self, request: &Request<'_>) -> bool {
-        let matched = match &self.values {
-            Values::Host(any_of) => any_of.iter().any(|pattern| pattern.matches_ignoring_case(request.host)),
-            Values::Method(any_of) => any_of.iter().any(|pattern| pattern.matches(request.method)),
-            Values::Path(any_of) => any_of.iter().any(|pattern| pattern.matches(request.path)),
-            Values::Principal(_)
-            | Values::Namespace(_)
-            | Values::ServiceAccount(_)
-            | Values::TrustDomain(_)
-            | Values::SourceIp(_)
-            | Values::DestinationIp(_)
-            | Values::DestinationPort(_) => return false,
-        };
-        matched != self.negated
-    }
-
-    fn exact_paths(&self) -> Option<Vec<&str>> {
-        match &self.values {
-            Values::Path(any_of) if !self.negated => any_of.iter().map(PathPattern::exact).collect(),
-            _ => None,
+    /// A request whose path is read as this. `authority` is that of a target in absolute form.
+    pub(crate) fn new(facts: &RequestFacts<'a>, target: &crate::path::Target<'a>, path: &'a [u8]) -> Self {
+        Self {
+            method: facts.method,
+            host: target.authority.unwrap_or(facts.authority),
+            path,
+            query: target.query,
+            version: facts.version,
+            headers: facts.headers,
+            claims: facts.claims,
         }
-    }
-}
-
-// === impl Connection ===
-
-impl Connection {
-    pub(crate) fn new(facts: &ConnectionFacts) -> Self {
-        Self { facts: facts.clone(), principal: facts.peer.as_ref().map(|peer| peer.principal().into()) }
     }
 }

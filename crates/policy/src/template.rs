@@ -51,19 +51,26 @@ impl PathTemplate {
         Ok(Self { text: text.into(), literals: front.split(ONE_SEGMENT).map(Into::into).collect(), tail })
     }
 
-    pub(crate) fn matches(&self, path: &str) -> bool {
+    /// What every path that matches starts with.
+    pub(crate) fn prefix(&self) -> &str {
+        self.literals.first().map_or("", |literal| literal)
+    }
+
+    pub(crate) fn matches(&self, path: &[u8]) -> bool {
         let Some((first, others)) = self.literals.split_first() else { return false };
-        let Some(mut rest) = path.strip_prefix(&**first) else { return false };
+        let Some(mut rest) = path.strip_prefix(first.as_bytes()) else { return false };
         for literal in others {
-            let segment = rest.bytes().take_while(|&b| is_pchar(b)).count();
-            let Some(after) = (segment > 0).then(|| rest[segment..].strip_prefix(&**literal)).flatten() else {
+            let segment = rest.iter().take_while(|&&b| is_pchar(b)).count();
+            let Some(after) = (segment > 0).then(|| rest[segment..].strip_prefix(literal.as_bytes())).flatten() else {
                 return false;
             };
             rest = after;
         }
         match &self.tail {
             None => rest.is_empty(),
-            Some(tail) => rest.strip_suffix(&**tail).is_some_and(|any| any.bytes().all(|b| b == b'/' || is_pchar(b))),
+            Some(tail) => {
+                rest.strip_suffix(tail.as_bytes()).is_some_and(|any| any.iter().all(|&b| b == b'/' || is_pchar(b)))
+            }
         }
     }
 }
@@ -101,8 +108,8 @@ mod tests {
             ("/a/{*}/b/{**}", &["/a/x/b/", "/a/x/b/y/z"], &["/a/x/b", "/a//b/y"]),
         ] {
             let parsed = PathTemplate::parse(template).expect("valid");
-            yes.iter().for_each(|path| assert!(parsed.matches(path), "{template} must match {path}"));
-            no.iter().for_each(|path| assert!(!parsed.matches(path), "{template} must not match {path}"));
+            yes.iter().for_each(|path| assert!(parsed.matches(path.as_bytes()), "{template} must match {path}"));
+            no.iter().for_each(|path| assert!(!parsed.matches(path.as_bytes()), "{template} must not match {path}"));
         }
     }
 

@@ -4,7 +4,8 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ambit_api::{AuthorizationPolicy, Resource, load_text};
 use ambit_policy::{
-    Compiled, ConnectionFacts, Decision, Options, PathNormalization, RequestFacts, Residual, Verdict, compile,
+    Compiled, ConnectionFacts, Decision, Options, PathNormalization, ProviderKind, RequestFacts, Residual, Verdict,
+    compile,
     limits::{MAX_CLAUSES, MAX_RULES, MAX_RULES_COMPARED, MAX_SERVICE_ACCOUNT_BYTES, MAX_SERVICE_ACCOUNTS},
 };
 
@@ -51,7 +52,10 @@ fn policies(yaml: &str) -> Vec<AuthorizationPolicy> {
 }
 
 fn options() -> Options {
-    Options { trust_domains: vec!["cluster.local".to_owned()], root_namespace: "istio-system".to_owned() }
+    Options {
+        providers: [("ext".to_owned(), ProviderKind::Http), ("grpc".to_owned(), ProviderKind::Grpc)].into(),
+        ..Options::default()
+    }
 }
 
 fn compiled(yaml: &str) -> Compiled {
@@ -63,12 +67,9 @@ fn refusal(yaml: &str) -> String {
 }
 
 fn facts(peer: Option<&str>) -> ConnectionFacts {
-    ConnectionFacts {
-        peer: peer.map(|peer| peer.parse().expect("an identity")),
-        source_ip: IpAddr::V4(Ipv4Addr::new(10, 244, 1, 5)),
-        destination_ip: IpAddr::V4(Ipv4Addr::new(10, 96, 0, 10)),
-        destination_port: 5000,
-    }
+    let (source, destination) = (Ipv4Addr::new(10, 244, 1, 5), Ipv4Addr::new(10, 96, 0, 10));
+    ConnectionFacts::new(IpAddr::V4(source), IpAddr::V4(destination), 5000)
+        .with_identity(peer.map(|peer| peer.parse().expect("an identity")))
 }
 
 fn connect(yaml: &str, peer: &str) -> Residual {
@@ -76,7 +77,15 @@ fn connect(yaml: &str, peer: &str) -> Residual {
 }
 
 fn ask(residual: &Residual, method: &str, path: &str) -> Decision {
-    residual.decide(&RequestFacts { method, path, authority: "mlflow" })
+    ask_with(residual, &RequestFacts::new(method, path, "mlflow"))
+}
+
+fn ask_with(residual: &Residual, request: &RequestFacts<'_>) -> Decision {
+    residual.with_reason(residual.decide(request), Some(request))
+}
+
+fn ask_connection(residual: &Residual) -> Decision {
+    residual.with_reason(residual.decide_connection(), None)
 }
 
 #[test]
@@ -143,7 +152,7 @@ fn a_default_deny_says_what_came_nearest() {
         reason(ask(&nobody, "POST", "/v1/traces")),
         "the client has no identity, expected `cluster.local/ns/kagenti-system/sa/otel-collector`"
     );
-    let l4 = reason(connect(TRACES, OTEL).decide_connection());
+    let l4 = reason(ask_connection(&connect(TRACES, OTEL)));
     assert!(l4.contains("method") && l4.contains("path"), "{l4}");
 }
 
@@ -191,7 +200,7 @@ fn deny_comes_first_and_names_rule_and_field() {
     );
     assert_eq!(ask(&otel, "PUT", "/x").rule, Some(0));
     assert!(ask(&otel, "GET", "/x").is_allowed());
-    let connection = otel.decide_connection();
+    let connection = ask_connection(&otel);
     assert_eq!((connection.verdict, connection.rule), (Verdict::Deny, Some(0)), "at L4 the method counts as met");
     assert!(connection.reason.contains("can't be judged"), "{}", connection.reason);
 }
@@ -281,13 +290,18 @@ fn what_cannot_be_used_refuses_the_whole_policy() {
             "policy `a/p`: spec.rules[1].to[0].operation.ports[1]: `http` isn't a port number from 0 to 65535",
         ),
         (
-            "{ from: [{ source: { requestPrincipals: ['*'] } }] }",
-            "policy `a/p`: spec.rules[1].from[0].source.requestPrincipals: this field is not supported yet; remove it or \
-             the policy",
+            "{ when: [{ key: 'experimental.envoy.filters.a.b[c]', values: [a] }] }",
+            "policy `a/p`: spec.rules[1].when[0].key: `experimental.envoy.filters.a.b[c]` is not supported: it reads what \
+             another proxy's filters know",
         ),
         (
-            "{ when: [{ key: 'request.headers[x]', values: [a] }] }",
-            "policy `a/p`: spec.rules[1].when[0].key: `request.headers[x]` is not supported yet; remove it or the policy",
+            "{ when: [{ key: 'request.headers[a b]', values: [a] }] }",
+            "policy `a/p`: spec.rules[1].when[0].key: `a b` isn't the name of a header; write `request.headers[x-team]`",
+        ),
+        (
+            "{ when: [{ key: 'request.auth.claims[a]b', values: [a] }] }",
+            "policy `a/p`: spec.rules[1].when[0].key: `[a]b` isn't a claim; write `request.auth.claims[a]`, or `[a][b]` \
+             for `b` in `a`",
         ),
         (
             "{ when: [{ key: 'no.such.key', values: [a] }] }",
@@ -305,20 +319,21 @@ fn what_cannot_be_used_refuses_the_whole_policy() {
         "{ from: [{ source: { principals: [''] } }] }",
         "{ from: [{ source: { serviceAccounts: [a], namespaces: [b] } }] }",
         "{ from: [{ source: { serviceAccounts: ['a*'] } }] }",
-        "{ from: [{ source: { remoteIpBlocks: [10.0.0.1] } }] }",
+        "{ from: [{ source: { remoteIpBlocks: [10.0.0.256] } }] }",
+        "{ from: [{ source: { requestPrincipals: [''] } }] }",
+        "{ when: [{ key: 'request.headers', values: [x] }] }",
+        "{ when: [{ key: 'request.auth.claims', values: [x] }] }",
+        "{ when: [{ key: destination.namespace, values: [x] }] }",
         "{ from: [{ source: { ipBlocks: [10.0.0.0/40] } }] }",
         "{ to: [{ operation: { paths: ['/{x}'] } }] }",
         "{ to: [{ operation: { paths: ['/{**}/{*}'] } }] }",
     ] {
         assert!(rule(text).starts_with("policy `a/p`: spec.rules[1]."), "{text}");
     }
-    assert!(
-        refusal(&policy("a/p", "{ action: CUSTOM, provider: { name: x }, rules: [{}] }")).contains("not supported yet")
-    );
+    assert!(refusal(&policy("a/p", "{ action: CUSTOM, rules: [{}] }")).contains("name the provider"));
+    assert!(refusal(&policy("a/p", "{ provider: { name: x }, rules: [{}] }")).contains("only to a policy with action"));
     let dry_run = policy("a/p", "{}").replace("namespace: a", "namespace: a, annotations: { istio.io/dry-run: 'yes' }");
     assert!(refusal(&dry_run).contains("isn't a boolean"));
-    let audit = "{ action: AUDIT, rules: [{ from: [{ source: { requestPrincipals: ['*'] } }] }] }";
-    assert!(ask(&connect(&policy("a/p", audit), OTEL), "GET", "/").is_allowed(), "what enforces nothing harms nothing");
 }
 
 #[test]
@@ -390,7 +405,7 @@ fn reasons_are_bounded_and_show_no_secrets() {
         policy("a/p", "{ rules: [{ to: [{ operation: { hosts: [web], paths: ['/a', '/b', '/c', '/d', '/e'] } }] }] }");
     let residual = connect(&yaml, OTEL);
     let path = format!("/{}", "x".repeat(5000));
-    let decision = residual.decide(&RequestFacts { method: "GET", path: &path, authority: "user:secret@web" });
+    let decision = ask_with(&residual, &RequestFacts::new("GET", &path, "user:secret@web"));
     assert!(decision.reason.len() < 600, "{}", decision.reason);
     assert!(!decision.reason.contains("secret"), "{}", decision.reason);
     assert!(decision.reason.contains("expected `/a`, `/b`, `/c` or 2 more"), "{}", decision.reason);

@@ -53,14 +53,13 @@ impl fmt::Display for Place<'_> {
 
 #[cfg(test)]
 mod tests {
-    use ambit_policy::{Decision, Verdict};
+    use ambit_policy::Decision;
 
     use super::Line;
     use crate::{DecisionRecord, Destination, Enforcer, Source};
 
     fn record() -> DecisionRecord {
-        let decision =
-            Decision { verdict: Verdict::Deny, policy: None, rule: None, reason: "no ALLOW rule matches".into() };
+        let decision = Decision::deny("no ALLOW rule matches");
         let source = Source {
             workload: Some("a/client".into()),
             identity: "spiffe://cluster.local/ns/a/sa/b".parse().ok(),

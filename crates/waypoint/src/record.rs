@@ -21,7 +21,7 @@ pub(crate) struct Entry {
 
 /// A denial for a reason that is no policy's.
 pub(crate) fn refusal(reason: &str) -> Decision {
-    Decision { verdict: Verdict::Deny, policy: None, rule: None, reason: reason.into() }
+    Decision::deny(reason)
 }
 
 /// Whole microseconds since then.

@@ -1,5 +1,6 @@
 //! What a request must look like to be judged, and what of it goes on to the backend (`spec/waypoint.md` 5.8).
 
+use ambit_policy::{HeaderLines, HttpVersion, RequestFacts};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version, header, request,
     uri::{Authority, PathAndQuery, Scheme},
@@ -21,6 +22,10 @@ pub(crate) struct Checked {
     /// unreserved characters decoded, dot segments resolved), so that the backend gets what was judged; all else is as
     /// sent.
     pub(crate) target: PathAndQuery,
+    /// The header lines, as sent.
+    pub(crate) headers: HeaderMap,
+    /// How it came.
+    pub(crate) version: Version,
 }
 
 /// Why a request isn't even judged.
@@ -46,7 +51,8 @@ pub(crate) fn check<B>(request: &Request<B>) -> Result<Checked, Rejected> {
     check_headers(request.headers())?;
     let authority = authority(request)?;
     let target = target(request.method(), request.uri())?;
-    Ok(Checked { method: request.method().clone(), authority, target })
+    let (method, headers, version) = (request.method().clone(), request.headers().clone(), request.version());
+    Ok(Checked { method, authority, target, headers, version })
 }
 
 /// The head that goes to the backend.
@@ -177,6 +183,9 @@ fn check_headers(headers: &HeaderMap) -> Result<(), Rejected> {
     if headers.contains_key(header::CONTENT_LENGTH) && headers.contains_key(header::TRANSFER_ENCODING) {
         return Err(Rejected::bad("the request has both `content-length` and `transfer-encoding`"));
     }
+    if headers.get_all(header::AUTHORIZATION).iter().nth(1).is_some() {
+        return Err(Rejected::bad("the request has more than one `authorization` header"));
+    }
     Ok(())
 }
 
@@ -259,7 +268,21 @@ impl Rejected {
 
 // === impl Checked ===
 
+impl HeaderLines for Checked {
+    fn lines(&self, name: &str, each: &mut dyn FnMut(&[u8])) {
+        self.headers.get_all(name).iter().for_each(|value| each(value.as_bytes()));
+    }
+}
+
 impl Checked {
+    /// What policies look at.
+    pub(crate) fn facts(&self) -> RequestFacts<'_> {
+        let version = if self.version == Version::HTTP_2 { HttpVersion::Http2 } else { HttpVersion::Http1 };
+        RequestFacts::new(self.method.as_str(), self.target.as_str(), self.authority.as_str())
+            .with_version(version)
+            .with_headers(self)
+    }
+
     /// The target without its query, for records: a query may hold secrets.
     pub(crate) fn path(&self) -> &str {
         self.target.as_str().split('?').next().unwrap_or_default()

@@ -7,7 +7,7 @@ use std::{
 
 use ambit_api::SpiffeId;
 use ambit_mesh::{View, view::ServiceKey};
-use ambit_policy::{Compiled, ConnectionFacts, Decision, RequestFacts, Residual};
+use ambit_policy::{Compiled, ConnectionFacts, Decision, Residual};
 use ambit_telemetry::{DecisionRecord, Destination, Source};
 use ambit_xds::workload::AppProtocol;
 
@@ -188,12 +188,9 @@ impl Session {
     }
 
     fn facts(&self) -> ConnectionFacts {
-        ConnectionFacts {
-            peer: Some(self.client.identity.clone()),
-            source_ip: self.client.address.ip().to_canonical(),
-            destination_ip: self.target.address.ip().to_canonical(),
-            destination_port: self.target.address.port(),
-        }
+        let Target { address, .. } = &self.target;
+        ConnectionFacts::new(self.client.address.ip().to_canonical(), address.ip().to_canonical(), address.port())
+            .with_peer(self.client.identity.clone())
     }
 }
 
@@ -205,11 +202,9 @@ impl Standing {
         if matches!(self.protocol, AppProtocol::Tcp | AppProtocol::Tls) {
             return refusal("the port no longer speaks HTTP");
         }
-        self.residual.decide(&RequestFacts {
-            method: checked.method.as_str(),
-            path: checked.target.as_str(),
-            authority: checked.authority.as_str(),
-        })
+        let facts = checked.facts();
+        let decision = self.residual.decide(&facts);
+        if decision.is_allowed() { decision } else { self.residual.with_reason(decision, Some(&facts)) }
     }
 
     /// Judges the connection itself; a port that is declared to speak HTTP carries nothing else.
@@ -217,6 +212,7 @@ impl Standing {
         if matches!(self.protocol, AppProtocol::Http11 | AppProtocol::Http2 | AppProtocol::Grpc) {
             return refusal("the port speaks only HTTP");
         }
-        self.residual.decide_connection()
+        let decision = self.residual.decide_connection();
+        if decision.is_allowed() { decision } else { self.residual.with_reason(decision, None) }
     }
 }

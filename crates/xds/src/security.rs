@@ -67,4 +67,7 @@ pub struct Policy {
     /// The object (`ambit_api::AuthorizationPolicy`) as JSON.
     #[prost(bytes = "vec", tag = "3")]
     pub json: Vec<u8>,
+    /// Why it can't be enforced; empty if it can. What a policy with a reason targets is denied for it.
+    #[prost(string, tag = "4")]
+    pub rejection: String,
 }

@@ -75,13 +75,10 @@ pub(crate) fn judge(view: &View, workload: &Workload, caller: &Caller, ip: IpAdd
         let decision = deny("what the waypoint says of its client (`ambit-source`, `forwarded`) can't be read");
         return Judgement { enforcer: Enforcer::ZtunnelInbound, decision, client, through_waypoint };
     }
-    let facts = ConnectionFacts {
-        peer: client.identity.clone(),
-        source_ip: client.address.ip().to_canonical(),
-        destination_ip: ip.to_canonical(),
-        destination_port: port,
-    };
-    let decision = workload.policies.for_connection(&facts).decide_connection();
+    let facts = ConnectionFacts::new(client.address.ip().to_canonical(), ip.to_canonical(), port)
+        .with_identity(client.identity.clone());
+    let residual = workload.policies.for_connection(&facts);
+    let decision = residual.with_reason(residual.decide_connection(), None);
     Judgement { enforcer: Enforcer::ZtunnelInbound, decision, client, through_waypoint }
 }
 

@@ -11,7 +11,7 @@ use ambit_mesh::{
     View,
     view::{Service, Workload},
 };
-use ambit_policy::{Decision, Verdict};
+use ambit_policy::Decision;
 use ambit_telemetry::{DecisionRecord, Destination, Durations, Enforcer, Recorder, Source};
 
 /// When a connection arrived, and what it spent its time on so far.
@@ -35,7 +35,7 @@ pub(crate) struct Report {
 
 /// A refusal for a reason that isn't a policy's.
 pub(crate) fn deny(reason: impl Into<Arc<str>>) -> Decision {
-    Decision { verdict: Verdict::Deny, policy: None, rule: None, reason: reason.into() }
+    Decision::deny(reason)
 }
 
 /// `namespace/name` of a workload.

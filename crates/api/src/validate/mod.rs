@@ -2,7 +2,9 @@
 //! waypoint that doesn't exist) is for `ambit-mesh`, which reports it through [`Origin::diagnostic`].
 
 mod gateway;
+mod mesh_config;
 mod names;
+mod peer_authentication;
 mod policy;
 mod workloads;
 
@@ -18,9 +20,25 @@ use crate::{
 /// itself, and two objects of one kind, namespace and name.
 #[must_use]
 pub fn validate(objects: &[Object]) -> Vec<Diagnostic> {
+    check_all(objects, |_, _| {})
+}
+
+/// [`validate`], and each object that can't be enforced as it is written gets its rejection.
+pub(crate) fn validate_and_mark(objects: &mut [Object]) -> Vec<Diagnostic> {
+    let mut rejections = Vec::new();
+    let found = check_all(objects, |index, rejection| rejections.push((index, rejection)));
+    for (index, rejection) in rejections {
+        if let Some(object) = objects.get_mut(index) {
+            object.rejection.get_or_insert(rejection);
+        }
+    }
+    found
+}
+
+fn check_all(objects: &[Object], mut rejected: impl FnMut(usize, Box<Diagnostic>)) -> Vec<Diagnostic> {
     let mut found = Findings::default();
-    for object in objects {
-        let mut check = Check { origin: &object.origin, found: &mut found };
+    for (index, object) in objects.iter().enumerate() {
+        let mut check = Check { origin: &object.origin, found: &mut found, rejection: None };
         names::check(&mut check, &object.resource);
         match &object.resource {
             Resource::Namespace(_) | Resource::ServiceAccount(_) => {}
@@ -29,9 +47,15 @@ pub fn validate(objects: &[Object]) -> Vec<Diagnostic> {
             Resource::Service(service) => workloads::check_service(&mut check, service),
             Resource::Gateway(gateway) => gateway::check(&mut check, gateway),
             Resource::AuthorizationPolicy(policy) => policy::check(&mut check, policy),
+            Resource::PeerAuthentication(policy) => peer_authentication::check(&mut check, policy),
+            Resource::MeshConfig(config) => mesh_config::check(&mut check, config),
+        }
+        if let Some(rejection) = check.rejection {
+            rejected(index, rejection);
         }
     }
     find_duplicates(objects, &mut found);
+    find_second_mesh_config(objects, &mut found);
     found.into_list()
 }
 
@@ -54,10 +78,27 @@ fn find_duplicates(objects: &[Object], found: &mut Findings) {
     }
 }
 
+fn find_second_mesh_config(objects: &[Object], found: &mut Findings) {
+    let mut configs = objects.iter().filter(|object| matches!(object.resource, Resource::MeshConfig(_)));
+    let Some(first) = configs.next() else { return };
+    for object in configs.filter(|object| object.origin.object() != first.origin.object()) {
+        let message = format!("a second MeshConfig; the mesh already has `{}`", first.resource.name());
+        found.push(object.origin.diagnostic(
+            Severity::Error,
+            codes::SECOND_MESH_CONFIG,
+            "metadata.name",
+            message,
+            "put everything into one",
+        ));
+    }
+}
+
 /// One object under validation.
 struct Check<'a> {
     origin: &'a Origin,
     found: &'a mut Findings,
+    /// The first error that leaves open what the object means.
+    rejection: Option<Box<Diagnostic>>,
 }
 
 impl Check<'_> {
@@ -77,8 +118,13 @@ impl Check<'_> {
         message: impl Into<String>,
         help: impl Into<String>,
     ) {
-        if self.found.wants(severity) {
-            self.found.push(self.origin.diagnostic(severity, code, field, message, help));
+        let rejects = severity == Severity::Error && self.rejection.is_none() && !codes::is_lint(code);
+        if rejects || self.found.wants(severity) {
+            let diagnostic = self.origin.diagnostic(severity, code, field, message, help);
+            if rejects {
+                self.rejection = Some(Box::new(diagnostic.clone()));
+            }
+            self.found.push(diagnostic);
         }
     }
 }

@@ -77,16 +77,10 @@ pub(super) fn check_labels(check: &mut Check<'_>, field: &str, labels: &BTreeMap
 
 /// Why a text isn't a DNS label: up to 63 lower-case letters, digits and inner dashes.
 pub(super) fn dns_label(text: &str) -> Option<String> {
-    if text.is_empty() {
-        return Some("it is empty".to_owned());
-    }
     if text.len() > MAX_LABEL_BYTES {
         return Some(format!("it is longer than {MAX_LABEL_BYTES} characters"));
     }
-    if let Some(found) = text.chars().find(|c| !(c.is_ascii_lowercase() || c.is_ascii_digit() || *c == '-')) {
-        return Some(format!("`{}` can't be in it", quoted(&found.to_string())));
-    }
-    (text.starts_with('-') || text.ends_with('-')).then(|| "it starts or ends with `-`".to_owned())
+    not_label_characters(text)
 }
 
 /// Why a text isn't a DNS subdomain: labels joined by dots, up to 253 characters.
@@ -95,10 +89,17 @@ pub(super) fn dns_subdomain(text: &str) -> Option<String> {
         return Some(format!("it is longer than {MAX_SUBDOMAIN_BYTES} characters"));
     }
     // Only the whole is bounded in length, not each label.
-    text.split('.').find_map(|label| match dns_label(label) {
-        Some(_) if label.len() > MAX_LABEL_BYTES && dns_label(&label[label.len() - 1..]).is_none() => None,
-        fault => fault,
-    })
+    text.split('.').find_map(not_label_characters)
+}
+
+fn not_label_characters(text: &str) -> Option<String> {
+    if text.is_empty() {
+        return Some("it is empty".to_owned());
+    }
+    if let Some(found) = text.chars().find(|c| !(c.is_ascii_lowercase() || c.is_ascii_digit() || *c == '-')) {
+        return Some(format!("`{}` can't be in it", quoted(&found.to_string())));
+    }
+    (text.starts_with('-') || text.ends_with('-')).then(|| "it starts or ends with `-`".to_owned())
 }
 
 fn is_label_key(key: &str) -> bool {
@@ -133,7 +134,9 @@ mod tests {
         for name in ["a.b.c", "mlflow-waypoint", "v1.2"] {
             assert_eq!(dns_subdomain(name), None, "{name}");
         }
-        for name in ["", ".", "a.", ".a", "a..b", "a/b", &"a.".repeat(200)] {
+        assert_eq!(dns_subdomain(&long), None, "only the whole is bounded");
+        let (foreign, inside) = (format!("a{}", "\u{fffd}".repeat(26)), format!("{long}_{long}"));
+        for name in ["", ".", "a.", ".a", "a..b", "a/b", &"a.".repeat(200), &foreign, &inside, &format!("{long}-")] {
             assert!(dns_subdomain(name).is_some(), "{name}");
         }
         for key in ["app", "istio.io/dataplane-mode", "app.kubernetes.io/name", "A_b.C"] {

@@ -201,13 +201,13 @@ impl Actor {
         let paths = self.paths.clone();
         let loaded = tokio::task::spawn_blocking(move || ambit_api::load(&paths)).await;
         let loaded = loaded.unwrap_or_else(|_| Loaded {
-            objects: Vec::new(),
             diagnostics: vec![Diagnostic::new(
                 Severity::Error,
                 ambit_api::codes::UNREADABLE_FILE,
                 "reading the files failed",
                 "this is a defect of ambit; the last good state stays in force",
             )],
+            ..Loaded::default()
         });
         match take_over(&mut self.cluster, loaded) {
             Ok((outcome, news)) => {
@@ -274,7 +274,7 @@ async fn edited(watch: Option<&Watch>) {
 
 /// Makes what was loaded the state, and returns what has to happen and what is new to tell the user.
 pub(super) fn take_over(cluster: &mut Cluster, loaded: Loaded) -> Result<(Outcome, Vec<Diagnostic>), Vec<Diagnostic>> {
-    let Loaded { objects, mut diagnostics } = loaded;
+    let Loaded { objects, mut diagnostics, .. } = loaded;
     if diagnostics.iter().any(Diagnostic::is_error) {
         return Err(diagnostics);
     }

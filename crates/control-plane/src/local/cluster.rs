@@ -86,6 +86,16 @@ impl Cluster {
         }
     }
 
+    /// What the objects would be derived from, errors and all; nothing runs.
+    pub(super) fn preview(mut self, objects: &[Object]) -> (Inputs, Vec<Diagnostic>) {
+        let settings = self.index.inputs().settings.clone();
+        let mut desired = desired(settings, objects, &mut self.service_addresses);
+        // Nobody is told to make them.
+        let _commands = self.replace_pods(&mut desired);
+        desired.inputs.pods = self.pods();
+        (desired.inputs, desired.diagnostics)
+    }
+
     /// Makes the objects the state, all or nothing.
     ///
     /// # Errors
@@ -234,6 +244,12 @@ impl Cluster {
     fn changes(&self, inputs: &Inputs) -> Vec<Change> {
         let old = self.index.inputs();
         let mut changes = Vec::new();
+        if old.settings != inputs.settings {
+            changes.push(Change::Settings(inputs.settings.clone()));
+        }
+        differences(&old.peer_authentications, &inputs.peer_authentications, |name, value| {
+            changes.push(Change::PeerAuthentication(name, value));
+        });
         differences(&old.namespaces, &inputs.namespaces, |name, value| changes.push(Change::Namespace(name, value)));
         for name in old.service_accounts.symmetric_difference(&inputs.service_accounts) {
             changes.push(Change::ServiceAccount(name.clone(), inputs.service_accounts.contains(name)));

@@ -10,7 +10,7 @@ use ambit_api::{Diagnostic, Gateway as KubeGateway, Object, ObjectRef, Origin, R
 use ambit_mesh::{
     Finding,
     inputs::{
-        AllowedNamespaces, Gateway, Inputs, LabelOperator, LabelRequirement, LabelSelector, Labels, Listener,
+        AllowedNamespaces, Change, Gateway, Inputs, LabelOperator, LabelRequirement, LabelSelector, Labels, Listener,
         Namespace, NamespacedName, Policy, Service, ServicePort, Settings, TargetPort,
     },
 };
@@ -57,8 +57,12 @@ enum Address {
 
 /// Reads the objects. Addresses change only if no diagnostic is an error.
 pub(super) fn desired(settings: Settings, objects: &[Object], addresses: &mut ServiceAddresses) -> Desired {
+    let config = objects.iter().find_map(|object| match &object.resource {
+        Resource::MeshConfig(config) => Some(&**config),
+        _ => None,
+    });
     let mut desired = Desired {
-        inputs: Inputs::new(settings),
+        inputs: Inputs::new(settings.with_config(config)),
         pods: BTreeMap::new(),
         origins: HashMap::new(),
         diagnostics: Vec::new(),
@@ -122,9 +126,17 @@ impl Desired {
                 self.inputs.gateways.insert(name, read);
             }
             Resource::AuthorizationPolicy(policy) => {
-                let change = ambit_mesh::inputs::Change::Policy(name, Some(Policy::new((**policy).clone())));
-                self.inputs.apply(change);
+                let policy = match &object.rejection {
+                    None => Policy::new((**policy).clone()),
+                    Some(rejection) => Policy::rejected((**policy).clone(), &rejection.reason()),
+                };
+                self.inputs.apply(Change::Policy(name, Some(policy)));
             }
+            Resource::PeerAuthentication(policy) => {
+                self.inputs.apply(Change::PeerAuthentication(name, Some((**policy).clone())));
+            }
+            // Read before everything else.
+            Resource::MeshConfig(_) => {}
         }
     }
 

@@ -19,7 +19,7 @@ mod watch;
 use std::{collections::VecDeque, path::PathBuf, sync::Arc, time::Instant};
 
 use ambit_api::{Diagnostic, Loaded};
-use ambit_mesh::inputs::{NamespacedName, Settings};
+use ambit_mesh::inputs::{Inputs, NamespacedName, Settings};
 use ambit_xds::channel::Sender;
 use ipnet::Ipv4Net;
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -104,6 +104,16 @@ pub struct Handle {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no pod `{0}` that this could be done to")]
 pub struct NoSuchPod(pub String);
+
+/// What loaded objects would come to, without running anything: for tools. Policies that can't be enforced are among the
+/// inputs, as such. The diagnostics are those that reading didn't give yet.
+#[must_use]
+pub fn preview(loaded: Loaded) -> (Inputs, Vec<Diagnostic>) {
+    let Config { settings, pod_range, service_range, .. } = Config::new(Vec::new());
+    let mut objects = loaded.objects;
+    objects.extend(loaded.malformed);
+    Cluster::new(settings, pod_range, service_range).preview(&objects)
+}
 
 /// Starts a local cluster on the current Tokio runtime. The first push to the proxies comes before the first pod command.
 ///

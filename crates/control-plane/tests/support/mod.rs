@@ -23,8 +23,7 @@ pub fn mlflow_example() -> PathBuf {
 
 /// Starts on these paths.
 pub fn on_paths(paths: Vec<PathBuf>) -> Result<Mesh, StartError> {
-    let store =
-        Store::new(Options { trust_domains: vec!["cluster.local".into()], root_namespace: "istio-system".into() });
+    let store = Store::new(Options::default());
     let (sender, receiver) = channel::channel();
     tokio::spawn(Arc::clone(&store).run(receiver));
     let loaded = ambit_api::load(&paths);
@@ -33,8 +32,7 @@ pub fn on_paths(paths: Vec<PathBuf>) -> Result<Mesh, StartError> {
 
 /// Starts on one text, without files.
 pub fn on_text(text: &str) -> Result<Mesh, StartError> {
-    let store =
-        Store::new(Options { trust_domains: vec!["cluster.local".into()], root_namespace: "istio-system".into() });
+    let store = Store::new(Options::default());
     let (sender, receiver) = channel::channel();
     tokio::spawn(Arc::clone(&store).run(receiver));
     let config = Config { watch: false, ..Config::new(Vec::new()) };
@@ -87,16 +85,10 @@ impl Mesh {
         };
         let view = self.store.load();
         let bundle = view.waypoint("kagenti-system", "mlflow-waypoint").expect("the waypoint");
-        let connection = ConnectionFacts {
-            peer: Some(format!("spiffe://cluster.local/ns/kagenti-system/sa/{account}").parse().expect("an identity")),
-            source_ip: [10, 244, 0, 99].into(),
-            destination_ip: [10, 96, 1, 1].into(),
-            destination_port: 5000,
-        };
-        bundle.services[&key].for_connection(&connection).decide(&RequestFacts {
-            method,
-            path,
-            authority: "mlflow:5000",
-        })
+        let identity = format!("spiffe://cluster.local/ns/kagenti-system/sa/{account}").parse().expect("an identity");
+        let connection = ConnectionFacts::new([10, 244, 0, 99].into(), [10, 96, 1, 1].into(), 5000);
+        let residual = bundle.services[&key].for_connection(&connection.with_identity(Some(identity)));
+        let request = RequestFacts::new(method, path, "mlflow:5000");
+        residual.with_reason(residual.decide(&request), Some(&request))
     }
 }

@@ -9,16 +9,15 @@ use ambit_api::{
 
 use super::{Found, at, codes, identities};
 use crate::{
-    attachment::{self, Target},
+    attachment::{self, EnforcementPoint, Target},
     binding::{self, USE_WAYPOINT},
-    derive,
     inputs::{Inputs, NamespacedName, WAYPOINT_CLASS},
 };
 
 pub(super) fn check(inputs: &Inputs, found: &mut Found) {
     for (name, policy) in inputs.policies() {
         let policy = policy.get();
-        enforcement(name, policy, found);
+        enforcement(inputs, name, policy, found);
         let mut targeted = false;
         for (field, reference) in attachment::references(policy) {
             targeted = true;
@@ -32,7 +31,7 @@ pub(super) fn check(inputs: &Inputs, found: &mut Found) {
 }
 
 /// Actions that nothing enforces yet.
-fn enforcement(name: &NamespacedName, policy: &AuthorizationPolicy, found: &mut Found) {
+fn enforcement(inputs: &Inputs, name: &NamespacedName, policy: &AuthorizationPolicy, found: &mut Found) {
     let place = || at("AuthorizationPolicy", name, "spec.action");
     match policy.spec.action {
         Action::Allow | Action::Deny => {}
@@ -43,21 +42,45 @@ fn enforcement(name: &NamespacedName, policy: &AuthorizationPolicy, found: &mut 
             "AUDIT policies aren't recorded yet; this one has no effect".into(),
             "every request is in the access log anyway",
         ),
-        Action::Custom => found.add(
-            Severity::Error,
-            codes::UNSUPPORTED_POLICY,
-            place(),
-            "CUSTOM policies aren't enforced yet".into(),
-            "use ALLOW and DENY policies instead, or remove this one",
-        ),
+        Action::Custom => custom(inputs, name, policy, found),
     }
-    if derive::is_dry_run(policy) == Some(true) {
+    if attachment::is_dry_run(policy) == Some(true) {
         found.add(
             Severity::Warning,
             codes::UNSUPPORTED_POLICY,
-            at("AuthorizationPolicy", name, format!("metadata.annotations[{}]", derive::DRY_RUN)),
+            at("AuthorizationPolicy", name, format!("metadata.annotations[{}]", attachment::DRY_RUN)),
             "this policy is a dry run: it decides nothing".into(),
             "remove the annotation to enforce it",
+        );
+    }
+}
+
+/// Requests that it matches are denied as long as no one asks its provider.
+fn custom(inputs: &Inputs, name: &NamespacedName, policy: &AuthorizationPolicy, found: &mut Found) {
+    let provider = policy.spec.provider.as_ref().map_or("", |provider| provider.name.as_str());
+    if attachment::references(policy).next().is_none() {
+        found.add(
+            Severity::Error,
+            codes::NOT_ENFORCED,
+            at("AuthorizationPolicy", name, "spec.action"),
+            "the policy isn't enforced: node proxies don't ask external authorizers".into(),
+            "use `targetRefs` with a Service that has a waypoint",
+        );
+    } else if !inputs.settings.providers.contains_key(provider) {
+        found.add(
+            Severity::Warning,
+            codes::UNKNOWN_PROVIDER,
+            at("AuthorizationPolicy", name, "spec.provider.name"),
+            format!("there is no provider `{provider}`, so requests that the policy matches are denied"),
+            "add it to `extensionProviders` of a MeshConfig",
+        );
+    } else {
+        found.add(
+            Severity::Warning,
+            codes::UNSUPPORTED_POLICY,
+            at("AuthorizationPolicy", name, "spec.action"),
+            "providers aren't asked yet, so requests that the policy matches are denied".into(),
+            "use ALLOW and DENY policies until they are",
         );
     }
 }
@@ -66,7 +89,7 @@ fn target(inputs: &Inputs, name: &NamespacedName, field: &str, reference: &Polic
     let at_name = || at("AuthorizationPolicy", name, format!("{field}.name"));
     match attachment::target(&name.namespace, reference) {
         // The kinds that never fit are refused where the policy is read; this one fits but isn't served.
-        None if reference.kind == "ServiceEntry" => found.add(
+        Some(Target::ServiceEntry(_)) => found.add(
             Severity::Error,
             codes::UNSUPPORTED_POLICY,
             at("AuthorizationPolicy", name, format!("{field}.kind")),
@@ -139,7 +162,8 @@ fn similar<'a>(wanted: &str, names: impl Iterator<Item = &'a NamespacedName>) ->
 /// A policy without target references: who it selects, and which of its fields a node proxy can't see.
 fn node_proxy(inputs: &Inputs, name: &NamespacedName, policy: &AuthorizationPolicy, found: &mut Found) {
     let selects = |(pod, object): (&NamespacedName, &crate::inputs::Pod)| {
-        object.waypoint.is_none() && derive::selects(inputs, policy, &pod.namespace, &object.labels)
+        let point = EnforcementPoint::NodeProxy { namespace: &pod.namespace, labels: &object.labels };
+        object.waypoint.is_none() && point.enforces(policy, &inputs.settings.root_namespace).is_some()
     };
     if policy.spec.selector.is_some() && !inputs.pods.iter().any(selects) {
         found.add(

@@ -7,7 +7,9 @@ use std::{
 };
 
 use ambit_api::{AuthorizationPolicy, SpiffeId};
+use ambit_policy::{Options, PathNormalization, ProviderKind};
 use ambit_xds::{
+    mesh::{Mesh, PathNormalization as WirePaths},
     security::{Authorization, POLICY_EXTENSION, POLICY_TYPE, Policy, Scope},
     workload::{
         self as wire, AppProtocol, TunnelProtocol, WAYPOINT_GUARD_EXTENSION, WAYPOINT_GUARD_TYPE, WaypointGuard,
@@ -177,6 +179,27 @@ fn or_default<'a>(text: &'a str, default: &'a str) -> &'a str {
     if text.is_empty() { default } else { text }
 }
 
+/// Reads what holds for the whole mesh.
+pub(super) fn mesh(value: &[u8]) -> Option<(Options, PathNormalization)> {
+    let message = Mesh::decode(value).ok().filter(|message| !message.trust_domains.is_empty())?;
+    let paths = match WirePaths::try_from(message.path_normalization).ok()? {
+        WirePaths::AllReadings => PathNormalization::AllReadings,
+        WirePaths::None => PathNormalization::None,
+        WirePaths::Base => PathNormalization::Base,
+        WirePaths::MergeSlashes => PathNormalization::MergeSlashes,
+        WirePaths::DecodeAndMergeSlashes => PathNormalization::DecodeAndMergeSlashes,
+    };
+    let several_providers = message.several_providers;
+    let kind = |grpc: bool| if grpc { ProviderKind::Grpc } else { ProviderKind::Http };
+    let options = Options {
+        trust_domains: message.trust_domains,
+        root_namespace: message.root_namespace,
+        providers: message.providers.into_iter().map(|provider| (provider.name, kind(provider.grpc))).collect(),
+        several_providers,
+    };
+    Some((options, paths))
+}
+
 /// An [`Authorization`], read as far as it could be.
 pub(super) struct AuthorizationFacts {
     /// What it applies to; nothing if even that can't be read.
@@ -231,7 +254,9 @@ fn named(policy: AuthorizationPolicy, namespace: &str, name: &str) -> Result<Aut
 
 /// Reads a policy as the user wrote it.
 pub(super) fn policy(message: &Policy) -> Result<AuthorizationPolicy, String> {
-    let policy = serde_json::from_slice(&message.json)
-        .map_err(|error| format!("policy `{}/{}` can't be read: {error}", message.namespace, message.name))?;
+    if !message.rejection.is_empty() {
+        return Err(message.rejection.clone());
+    }
+    let policy = serde_json::from_slice(&message.json).map_err(|error| format!("it can't be read: {error}"))?;
     named(policy, &message.namespace, &message.name)
 }

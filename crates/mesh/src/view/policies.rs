@@ -6,18 +6,17 @@ use std::{
 };
 
 use ambit_api::AuthorizationPolicy;
-use ambit_policy::{Compiled, Options, compile};
-use ambit_xds::{
-    security::{Policy, Scope},
-    waypoint::BoundService,
-};
+use ambit_policy::{Compiled, Options, PathNormalization, PolicyName};
+use ambit_xds::{security::Scope, waypoint::BoundService};
 
 use super::decode::{self, WorkloadFacts};
+use crate::enforcement::{Enforced, Refusal, enforce};
 
 /// The L4 policies by `namespace/name`.
 #[derive(Debug)]
 pub(super) struct Policies {
     options: Options,
+    paths: PathNormalization,
     entries: BTreeMap<Arc<str>, Entry>,
     global: BTreeSet<Arc<str>>,
     by_namespace: HashMap<Arc<str>, BTreeSet<Arc<str>>>,
@@ -66,6 +65,11 @@ impl Touched {
         }
     }
 
+    /// True if the policies of every workload may have changed.
+    pub(super) fn everything(&self) -> bool {
+        self.everything
+    }
+
     /// True if the policies of this workload may have changed.
     pub(super) fn includes(&self, workload: &WorkloadFacts) -> bool {
         self.everything
@@ -80,6 +84,7 @@ impl Policies {
     pub(super) fn new(options: Options) -> Self {
         Self {
             options,
+            paths: PathNormalization::default(),
             entries: BTreeMap::new(),
             global: BTreeSet::new(),
             by_namespace: HashMap::new(),
@@ -88,12 +93,22 @@ impl Policies {
         }
     }
 
+    /// What policies mean from now on.
+    pub(super) fn set_mesh(&mut self, options: Options, paths: PathNormalization, touched: &mut Touched) {
+        if self.options == options && self.paths == paths {
+            return;
+        }
+        (self.options, self.paths) = (options, paths);
+        self.cache.clear();
+        touched.everything = true;
+    }
+
     /// Takes a policy in. What can't be read or compiled stays as a refusal of all that it may apply to.
     pub(super) fn upsert(&mut self, name: &str, value: &[u8], touched: &mut Touched) -> Result<(), String> {
         let facts = decode::authorization(name, value);
-        let checked = facts.policy.and_then(|policy| {
-            compile(std::slice::from_ref(&policy), &self.options).map_err(|error| error.to_string())?;
-            Ok(policy)
+        let checked = facts.policy.and_then(|policy| match enforce([Ok(&policy)], &self.options, self.paths).refusal {
+            Some(refusal) => Err(refusal.reason),
+            None => Ok(policy),
         });
         let outcome = checked.as_ref().map(|_| ()).map_err(Clone::clone);
         let scope = self.reach(name, facts.scope);
@@ -158,16 +173,13 @@ impl Policies {
     }
 
     fn compile_set(&self, key: &SetKey) -> Compiled {
-        let mut policies = Vec::with_capacity(key.len());
-        for (name, _) in key {
-            match self.entries.get(name).map(|entry| &entry.policy) {
-                None => return Compiled::deny_all(&format!("policy `{name}` isn't loaded")),
-                Some(Err(reason)) => return Compiled::deny_all(&format!("policy `{name}` was rejected: {reason}")),
-                Some(Ok(None)) => {}
-                Some(Ok(Some(policy))) => policies.push(policy.clone()),
-            }
-        }
-        compile(&policies, &self.options).unwrap_or_else(|error| Compiled::deny_all(&error.to_string()))
+        let read = |name: &Arc<str>| match self.entries.get(name).map(|entry| &entry.policy) {
+            None => Some(Err(refusal(name, format!("policy `{name}` isn't loaded")))),
+            Some(Err(reason)) => Some(Err(rejected(name, reason))),
+            Some(Ok(None)) => None,
+            Some(Ok(Some(policy))) => Some(Ok(policy)),
+        };
+        enforce(key.iter().filter_map(|(name, _)| read(name)), &self.options, self.paths).compiled
     }
 
     /// Forgets compiled sets that nothing uses any more.
@@ -177,12 +189,20 @@ impl Policies {
 
     /// The compiled policies of a service at its waypoint. The error says why everything is denied.
     pub(super) fn of_service(&self, service: &BoundService) -> (Arc<Compiled>, Result<(), String>) {
-        let read = |policies: &[Policy]| policies.iter().map(decode::policy).collect::<Result<Vec<_>, _>>();
-        let compiled = read(&service.policies)
-            .and_then(|policies| compile(&policies, &self.options).map_err(|error| error.to_string()));
-        match compiled {
-            Ok(compiled) => (Arc::new(compiled), Ok(())),
-            Err(reason) => (Arc::new(Compiled::deny_all(&reason)), Err(reason)),
-        }
+        let policies: Vec<_> = service.policies.iter().map(|policy| (policy, decode::policy(policy))).collect();
+        let read = policies.iter().map(|(wire, policy)| {
+            policy.as_ref().map_err(|reason| rejected(&format!("{}/{}", wire.namespace, wire.name), reason))
+        });
+        let Enforced { compiled, refusal } = enforce(read, &self.options, self.paths);
+        (Arc::new(compiled), refusal.map_or(Ok(()), |refusal| Err(refusal.reason)))
     }
+}
+
+fn rejected(name: &str, reason: &str) -> Refusal {
+    refusal(name, format!("policy `{name}` was rejected: {reason}"))
+}
+
+fn refusal(name: &str, reason: String) -> Refusal {
+    let (namespace, name) = name.split_once('/').unwrap_or(("", name));
+    Refusal { policy: PolicyName { namespace: namespace.into(), name: name.into() }, reason }
 }

@@ -6,9 +6,9 @@ use std::{
     sync::Arc,
 };
 
-use ambit_policy::{Compiled, Options};
+use ambit_policy::{Compiled, Options, PathNormalization};
 use ambit_xds::{
-    ADDRESS_TYPE, AUTHORIZATION_TYPE, DeltaResponse, WAYPOINT_TYPE,
+    ADDRESS_TYPE, AUTHORIZATION_TYPE, DeltaResponse, MESH_TYPE, WAYPOINT_TYPE, mesh,
     waypoint::{BoundService, Bundle},
 };
 use prost::Message;
@@ -30,6 +30,8 @@ type Rejected = Vec<(String, String)>;
 /// Everything received, by resource name.
 #[derive(Debug)]
 pub(super) struct State {
+    /// What policies mean while no one says otherwise.
+    defaults: Options,
     policies: Policies,
     workloads: BTreeMap<Arc<str>, Entry>,
     services: BTreeMap<Arc<str>, Arc<Service>>,
@@ -58,6 +60,7 @@ struct BundleEntry {
 impl State {
     pub(super) fn new(options: Options) -> Self {
         Self {
+            defaults: options.clone(),
             policies: Policies::new(options),
             workloads: BTreeMap::new(),
             services: BTreeMap::new(),
@@ -72,6 +75,7 @@ impl State {
         let mut touched = Touched::default();
         for response in responses {
             match response.type_url.as_str() {
+                MESH_TYPE => self.mesh(response, &mut touched, &mut rejected),
                 AUTHORIZATION_TYPE => self.authorizations(response, &mut touched, &mut rejected),
                 WAYPOINT_TYPE => self.bundles(response, &mut rejected),
                 ADDRESS_TYPE => self.addresses(response, &mut rejected),
@@ -82,6 +86,29 @@ impl State {
             }
         }
         (self.build(&touched, previous), rejected)
+    }
+
+    fn mesh(&mut self, response: &DeltaResponse, touched: &mut Touched, rejected: &mut Rejected) {
+        let ours = |name: &str| name == mesh::NAME;
+        if response.removed.iter().any(|name| ours(name)) {
+            self.policies.set_mesh(self.defaults.clone(), PathNormalization::default(), touched);
+        }
+        for resource in &response.resources {
+            match decode::mesh(&resource.value).filter(|_| ours(&resource.name)) {
+                Some((options, paths)) => self.policies.set_mesh(options, paths, touched),
+                // What was in force stays so.
+                None => rejected.push((resource.name.clone(), "not a mesh configuration".into())),
+            }
+        }
+        if touched.everything() {
+            let closed = |entry: &BundleEntry| entry.services.is_empty();
+            for entry in self.bundles.values_mut().filter(|entry| !closed(entry)) {
+                let services = entry.services.iter();
+                let services = services.map(|(key, bound)| (key.clone(), self.policies.of_service(bound).0)).collect();
+                let (namespace, name) = (Arc::clone(&entry.built.namespace), Arc::clone(&entry.built.name));
+                entry.built = Arc::new(WaypointBundle { namespace, name, services });
+            }
+        }
     }
 
     fn authorizations(&mut self, response: &DeltaResponse, touched: &mut Touched, rejected: &mut Rejected) {

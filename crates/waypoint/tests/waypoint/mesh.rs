@@ -117,11 +117,7 @@ impl Mesh {
         let certificates = CertificateStore::new(Arc::new(ca), Arc::new(SystemClock));
         let arrivals = Arc::new(Mutex::new(Vec::new()));
         let hbone_port = destinations(&shape.pods, &certificates, account(shape.destination_account), &arrivals).await;
-        let options = ambit_policy::Options {
-            trust_domains: vec!["cluster.local".to_owned()],
-            root_namespace: "istio-system".to_owned(),
-        };
-        let store = Store::new(options);
+        let store = Store::new(ambit_policy::Options::default());
         let (recorder, records) = recorder();
         let mut config =
             Config::new(NAMESPACE, "waypoint", account("waypoint"), "127.0.0.1:0".parse().expect("address"));
@@ -143,6 +139,7 @@ impl Mesh {
             namespace: NAMESPACE.to_owned(),
             name: policy["name"].as_str().expect("named").to_owned(),
             json: policy.to_string().into_bytes(),
+            ..Policy::default()
         });
         self.bundle(vec![BoundService {
             namespace: NAMESPACE.to_owned(),

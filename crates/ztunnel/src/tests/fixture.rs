@@ -114,7 +114,7 @@ impl World {
 }
 
 pub(crate) fn options() -> Options {
-    Options { trust_domains: vec!["cluster.local".to_owned()], root_namespace: "istio-system".to_owned() }
+    Options::default()
 }
 
 pub(crate) fn store() -> Arc<Store> {
@@ -221,7 +221,7 @@ pub(crate) fn remove(store: &Store, names: &[&str]) {
 /// Puts a policy for namespace `ns` in force; `spec` as the user writes it, as JSON.
 pub(crate) fn policy(store: &Store, name: &str, spec: &str) {
     let json = format!(r#"{{"namespace":"ns","name":"{name}","spec":{spec}}}"#).into_bytes();
-    let policy = Policy { namespace: "ns".to_owned(), name: name.to_owned(), json };
+    let policy = Policy { namespace: "ns".to_owned(), name: name.to_owned(), json, ..Policy::default() };
     let config = Any { type_url: POLICY_TYPE.to_owned(), value: policy.encode_to_vec() };
     let message = Authorization {
         name: name.to_owned(),

@@ -62,7 +62,7 @@ pub(super) fn check(check: &mut Check<'_>, policy: &AuthorizationPolicy) {
     }
 }
 
-fn check_selector(check: &mut Check<'_>, selector: &WorkloadSelector) {
+pub(in crate::validate) fn check_selector(check: &mut Check<'_>, selector: &WorkloadSelector) {
     if selector.match_labels.is_empty() {
         let message = "a selector without labels selects every pod of the namespace";
         check.warning(codes::EMPTY_SELECTOR, "spec.selector", message, "add labels, or remove `selector` to say so");

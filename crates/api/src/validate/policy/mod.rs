@@ -7,6 +7,7 @@ mod path;
 mod rule;
 mod values;
 
+pub(super) use self::{attachment::check_selector, values::is_token};
 use super::Check;
 use crate::{AuthorizationPolicy, authorization_policy::Action, codes, text::quoted};
 
@@ -59,6 +60,13 @@ fn check_dry_run(check: &mut Check<'_>, policy: &AuthorizationPolicy) {
             &format!("metadata.annotations[{DRY_RUN}]"),
             format!("`{}` is not a boolean", quoted(value)),
             "write \"true\" or \"false\"",
+        );
+    } else if policy.spec.action == Action::Custom && value.starts_with(['1', 't', 'T']) {
+        check.error(
+            codes::CUSTOM_DRY_RUN,
+            &format!("metadata.annotations[{DRY_RUN}]"),
+            "CUSTOM can't be tried out by a dry run: what the policy matches would be denied",
+            "remove the annotation, or the policy",
         );
     }
 }

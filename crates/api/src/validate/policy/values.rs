@@ -146,7 +146,7 @@ pub(super) fn check_methods(check: &mut Check<'_>, list: &List<'_>) {
 }
 
 /// A byte of an HTTP token (RFC 9110, 5.6.2).
-pub(super) fn is_token(byte: u8) -> bool {
+pub(in crate::validate) fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 

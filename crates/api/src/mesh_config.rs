@@ -1,0 +1,129 @@
+//! `ambit.dev/v1alpha1 MeshConfig`: what holds for the whole mesh. Field names are those of Istio's own mesh
+//! configuration (`spec/authorization.md` 2.6, 2.9, 2.12).
+
+use serde::{Deserialize, Serialize};
+
+use crate::authorization_policy::null_as_default;
+
+/// The mesh's configuration. There is at most one; it lives in no namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MeshConfig {
+    /// Name of the object.
+    pub name: String,
+    /// What it says.
+    #[serde(default)]
+    pub spec: MeshConfigSpec,
+}
+
+/// The `spec` of a MeshConfig.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct MeshConfigSpec {
+    /// Other names of the mesh's own trust domain.
+    #[serde(default, deserialize_with = "null_as_default", skip_serializing_if = "Vec::is_empty")]
+    pub trust_domain_aliases: Vec<String>,
+    /// How paths are read before they are compared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_normalization: Option<PathNormalization>,
+    /// The external authorizers that CUSTOM policies may name.
+    #[serde(default, deserialize_with = "null_as_default", skip_serializing_if = "Vec::is_empty")]
+    pub extension_providers: Vec<ExtensionProvider>,
+    /// CUSTOM policies of one target may name different providers. Without it, all that they match is denied then.
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub multiple_custom_providers: bool,
+}
+
+/// How paths are read.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PathNormalization {
+    /// The mode; absent means that a path is allowed only if it is under every reading.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub normalization: Option<Normalization>,
+}
+
+/// A way to read paths, as in Istio.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum Normalization {
+    /// As sent.
+    None,
+    /// Unreserved characters unescaped, dot segments resolved.
+    Base,
+    /// [`Normalization::Base`], and repeated slashes merged.
+    MergeSlashes,
+    /// [`Normalization::MergeSlashes`], with escaped slashes taken as slashes first.
+    DecodeAndMergeSlashes,
+}
+
+/// An external authorizer: a name, and one of the two protocols.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ExtensionProvider {
+    /// Name, as policies write it.
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub name: String,
+    /// One that is asked over plain HTTP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub envoy_ext_authz_http: Option<HttpAuthorizer>,
+    /// One that is asked over gRPC.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub envoy_ext_authz_grpc: Option<GrpcAuthorizer>,
+}
+
+/// An external authorizer that is asked over plain HTTP.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HttpAuthorizer {
+    /// `host` or `namespace/host`.
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub service: String,
+    /// Its port.
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub port: u32,
+    /// How long an answer may take, for example `2s`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<String>,
+    /// Put before the path of the question.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_prefix: Option<String>,
+    /// Go on without an answer.
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub fail_open: bool,
+    /// Status of a request that is refused for want of an answer; 403 if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status_on_error: Option<String>,
+    /// Headers of the request that go into the question.
+    #[serde(default, deserialize_with = "null_as_default", skip_serializing_if = "Vec::is_empty")]
+    pub include_request_headers_in_check: Vec<String>,
+    /// Headers of a positive answer that go to the application.
+    #[serde(default, deserialize_with = "null_as_default", skip_serializing_if = "Vec::is_empty")]
+    pub headers_to_upstream_on_allow: Vec<String>,
+    /// Headers of a positive answer that go to the client.
+    #[serde(default, deserialize_with = "null_as_default", skip_serializing_if = "Vec::is_empty")]
+    pub headers_to_downstream_on_allow: Vec<String>,
+    /// Headers of a negative answer that go to the client.
+    #[serde(default, deserialize_with = "null_as_default", skip_serializing_if = "Vec::is_empty")]
+    pub headers_to_downstream_on_deny: Vec<String>,
+}
+
+/// An external authorizer that is asked over gRPC.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct GrpcAuthorizer {
+    /// `host` or `namespace/host`.
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub service: String,
+    /// Its port.
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub port: u32,
+    /// How long an answer may take, for example `2s`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<String>,
+    /// Go on without an answer.
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub fail_open: bool,
+    /// Status of a request that is refused for want of an answer; 403 if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status_on_error: Option<String>,
+}

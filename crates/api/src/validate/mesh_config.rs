@@ -1,0 +1,103 @@
+//! MeshConfig: aliases, and providers (`spec/authorization.md` 2.9).
+
+use std::collections::HashSet;
+
+use super::{Check, names};
+use crate::{MeshConfig, codes, mesh_config::ExtensionProvider, text::quoted};
+
+/// Statuses that a refusal may have.
+const STATUSES: std::ops::RangeInclusive<u16> = 400..=599;
+
+/// Checks the whole object.
+pub(super) fn check(check: &mut Check<'_>, object: &MeshConfig) {
+    for (index, alias) in object.spec.trust_domain_aliases.iter().enumerate() {
+        if let Some(fault) = names::dns_subdomain(alias) {
+            let message = format!("`{}` is not a trust domain: {fault}", quoted(alias));
+            let field = format!("spec.trustDomainAliases[{index}]");
+            check.error(codes::BAD_MESH_CONFIG, &field, message, "write a trust domain like `old.example.com`");
+        }
+    }
+    let mut known = HashSet::new();
+    for (index, provider) in object.spec.extension_providers.iter().enumerate() {
+        let field = format!("spec.extensionProviders[{index}]");
+        if let Some(fault) = names::dns_label(&provider.name) {
+            let message = format!("`{}` is not a provider's name: {fault}", quoted(&provider.name));
+            check.error(codes::BAD_PROVIDER, &format!("{field}.name"), message, "use a name like `oauth`");
+        } else if !known.insert(provider.name.as_str()) {
+            let message = format!("a second provider named `{}`", provider.name);
+            check.error(codes::BAD_PROVIDER, &format!("{field}.name"), message, "give each its own name");
+        }
+        check_provider(check, &field, provider);
+    }
+}
+
+fn check_provider(check: &mut Check<'_>, field: &str, provider: &ExtensionProvider) {
+    match (&provider.envoy_ext_authz_http, &provider.envoy_ext_authz_grpc) {
+        (Some(http), None) => {
+            let field = format!("{field}.envoyExtAuthzHttp");
+            check_address(check, &field, &http.service, http.port, http.timeout.as_deref());
+            check_status(check, &field, http.status_on_error.as_deref());
+            if let Some(prefix) = http.path_prefix.as_deref().filter(|prefix| !prefix.starts_with('/')) {
+                let message = format!("`{}` doesn't start with `/`", quoted(prefix));
+                check.error(codes::BAD_PROVIDER, &format!("{field}.pathPrefix"), message, "start it with `/`");
+            }
+            for (name, list) in [
+                ("includeRequestHeadersInCheck", &http.include_request_headers_in_check),
+                ("headersToUpstreamOnAllow", &http.headers_to_upstream_on_allow),
+                ("headersToDownstreamOnAllow", &http.headers_to_downstream_on_allow),
+                ("headersToDownstreamOnDeny", &http.headers_to_downstream_on_deny),
+            ] {
+                for (index, header) in list.iter().enumerate().filter(|(_, header)| !is_header_pattern(header)) {
+                    let message = format!("`{}` is not a header's name", quoted(header));
+                    let help = "write a name, with a `*` at one end at most; `*` alone is not allowed";
+                    check.error(codes::BAD_PROVIDER, &format!("{field}.{name}[{index}]"), message, help);
+                }
+            }
+        }
+        (None, Some(grpc)) => {
+            let field = format!("{field}.envoyExtAuthzGrpc");
+            check_address(check, &field, &grpc.service, grpc.port, grpc.timeout.as_deref());
+            check_status(check, &field, grpc.status_on_error.as_deref());
+        }
+        _ => {
+            let message = "a provider is either `envoyExtAuthzHttp` or `envoyExtAuthzGrpc`";
+            check.error(codes::BAD_PROVIDER, field, message, "write exactly one of the two");
+        }
+    }
+}
+
+fn check_address(check: &mut Check<'_>, field: &str, service: &str, port: u32, timeout: Option<&str>) {
+    let (namespace, host) = service.split_once('/').map_or((None, service), |(ns, host)| (Some(ns), host));
+    let fault = namespace.and_then(names::dns_label).or_else(|| names::dns_subdomain(host));
+    if let Some(fault) = fault {
+        let message = format!("`{}` is not a service: {fault}", quoted(service));
+        let help = "write `HOST` or `NAMESPACE/HOST`, for example `authz.team-a.svc.cluster.local`";
+        check.error(codes::BAD_PROVIDER, &format!("{field}.service"), message, help);
+    }
+    if !(1..=65535).contains(&port) {
+        check.error(codes::BAD_PROVIDER, &format!("{field}.port"), format!("{port} is not a port"), "use 1 to 65535");
+    }
+    if let Some(timeout) = timeout.filter(|timeout| !is_duration(timeout)) {
+        let message = format!("`{}` is not a duration", quoted(timeout));
+        check.error(codes::BAD_PROVIDER, &format!("{field}.timeout"), message, "write it like `500ms` or `2s`");
+    }
+}
+
+fn check_status(check: &mut Check<'_>, field: &str, status: Option<&str>) {
+    let Some(status) = status else { return };
+    if !status.parse().is_ok_and(|status| STATUSES.contains(&status)) {
+        let message = format!("`{}` is not a status of a refusal", quoted(status));
+        check.error(codes::BAD_PROVIDER, &format!("{field}.statusOnError"), message, "use \"400\" to \"599\"");
+    }
+}
+
+fn is_header_pattern(name: &str) -> bool {
+    let literal = name.strip_prefix('*').or_else(|| name.strip_suffix('*')).unwrap_or(name);
+    !literal.is_empty() && !literal.contains('*') && literal.bytes().all(super::policy::is_token)
+}
+
+/// `500ms`, `2s`, `1m`: more than nothing.
+fn is_duration(text: &str) -> bool {
+    let number = ["ms", "s", "m"].iter().find_map(|unit| text.strip_suffix(unit));
+    number.is_some_and(|number| number.parse::<f64>().is_ok_and(|number| number > 0.0 && number.is_finite()))
+}
