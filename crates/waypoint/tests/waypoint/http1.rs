@@ -84,6 +84,7 @@ async fn what_could_be_read_in_two_ways_is_refused() {
         ("GET / HTTP/1.1\r\n\r\n", 400),
         ("GET / HTTP/1.1\r\nhost:\r\n\r\n", 400),
         ("GET / HTTP/1.1\r\nhost: a\r\nhost: a\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nhost: a\r\nauthorization: x\r\nAuthorization: y\r\n\r\n", 400),
         ("GET / HTTP/1.1\r\nhost: a b\r\n\r\n", 400),
         ("GET / HTTP/1.1\r\nhost: user@a\r\n\r\n", 400),
         ("GET http://b/ HTTP/1.1\r\nhost: a\r\n\r\n", 400),
