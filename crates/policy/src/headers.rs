@@ -114,6 +114,10 @@ impl HeaderName {
                             let separator = joined.separator();
                             let mut first = true;
                             request.lines(name, &mut |line| {
+                                // Envoy leaves empty lines out.
+                                if line.is_empty() {
+                                    return;
+                                }
                                 if !first {
                                     each(separator);
                                 }
@@ -277,6 +281,11 @@ mod tests {
                 assert_eq!(holds(name, value, &lines, true, version), leaning, "{name} {value} leaning");
             }
         }
+        for (value, lines) in [("b", ["", "b"]), ("b", ["b", ""]), ("*", ["", ""])] {
+            let lines = lines.map(|line| ("user-agent", line));
+            assert!(holds("user-agent", value, &lines, false, HttpVersion::Http1), "{value} {lines:?}");
+        }
+        assert!(!holds("user-agent", ",b", &[("user-agent", ""), ("user-agent", "b")], true, HttpVersion::Http2));
         assert!(!holds("x-team", "a", &[("x-team", "a,b")], true, HttpVersion::Http1), "one line isn't split");
     }
 

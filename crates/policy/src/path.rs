@@ -17,7 +17,7 @@ pub enum PathNormalization {
     AllReadings,
     /// As sent.
     None,
-    /// Escapes of unreserved characters decoded, `\` read as `/`, dot segments resolved.
+    /// Escapes of unreserved characters decoded, `\` read as `/`, dot segments resolved (`..;x` is one).
     Base,
     /// As `Base`, then runs of `/` merged.
     MergeSlashes,
@@ -229,7 +229,24 @@ mod tests {
             ("/a%20b%2fc", "/a%20b%2fc"),
             ("/a\\..\\b", "/b"),
             ("/a\"b<>^`{|}é", "/a%22b%3C%3E%5E%60%7B%7C%7D%C3%A9"),
-            ("/a%zz%", "/a%25zz%25"),
+            ("/a%zz%", "/a%zz%"),
+            ("/%2%41", "/%252A"),
+            ("/%%32e", "/%252e"),
+            ("/%4%31%", "/%2541%"),
+            ("/%%34%31", "/%2541"),
+            ("/%%41b", "/%25Ab"),
+            ("/%z%41", "/%zA"),
+            ("/%%41", "/%A"),
+            ("/%%%341", "/%%2541"),
+            ("/a/..;/b", "/b"),
+            ("/a/..;x=%2f/b", "/b"),
+            ("/a/.;/b", "/a/b"),
+            ("/a/b/..;", "/a/"),
+            ("/a/..;x\\b", "/"),
+            ("/a\\..;/b", "/a/..;/b"),
+            ("/a/%2e%2e;/b", "/a/..;/b"),
+            ("/a/...;/b", "/a/...;/b"),
+            ("/a/b..;/c;d", "/a/b..;/c;d"),
             ("/api//v1/..", "/api//"),
             ("//..", "/"),
             ("http://web:80", "/"),
@@ -237,6 +254,26 @@ mod tests {
             ("http://web/a/../b", "/b"),
         ] {
             assert_eq!(paths(target, PathNormalization::Base), [path], "{target}");
+        }
+    }
+
+    #[test]
+    fn readings_that_merge_slashes() {
+        for (target, merged, decoded) in [
+            ("/", "/", "/"),
+            ("//", "//", "//"),
+            ("///", "//", "//"),
+            ("/%2f", "/%2f", "//"),
+            ("/..//..", "/", "/"),
+            ("//a//b//", "/a/b/", "/a/b/"),
+            ("/a%2F%5Cb", "/a%2F%5Cb", "/a/b"),
+            ("/a%5c..;/b", "/a%5c..;/b", "/a/..;/b"),
+            ("/a%2f..;/b", "/a%2f..;/b", "/b"),
+            ("/a%252Fb", "/a%252Fb", "/a%252Fb"),
+            ("/a%2%46b", "/a%252Fb", "/a%252Fb"),
+        ] {
+            assert_eq!(paths(target, PathNormalization::MergeSlashes), [merged], "{target}");
+            assert_eq!(paths(target, PathNormalization::DecodeAndMergeSlashes), [decoded], "{target}");
         }
     }
 
@@ -258,7 +295,8 @@ mod tests {
         assert_eq!(readings("/a%2Fb"), ["/a%2Fb", "/a/b"]);
         assert_eq!(readings("/a%5cb"), ["/a%5cb", "/a/b"]);
         assert_eq!(readings("/a;x/b;y"), ["/a;x/b;y", "/a/b"]);
-        assert_eq!(readings("/a/..;/b"), ["/a/..;/b", "/b"]);
+        assert_eq!(readings("/a/..;/b"), ["/b", "/a/..;/b"]);
+        assert_eq!(readings("/a/..;x\\b"), ["/", "/a/..;x/b", "/b"]);
         assert_eq!(readings("/a/..%2fb"), ["/a/..%2fb", "/b"]);
         assert_eq!(readings("/a;x%2Fb"), ["/a;x%2Fb", "/a", "/a;x/b", "/a/b"]);
         assert_eq!(readings("/a%252Fb%41"), ["/a%252FbA"], "nothing is decoded twice");
@@ -300,7 +338,7 @@ mod tests {
 
     const PIECES: &[&str] = &[
         "/", "/", "a", "b", "..", "..", ".", "%2e", "%2F", "%5c", "\\", ";", ";x", "%41", "%252F", "%", "%2", "é", "{",
-        "?", "%00",
+        "?", "%00", "..;", ".;", "%4", "1", "%31",
     ];
     const MODES: &[PathNormalization] = &[
         PathNormalization::AllReadings,

@@ -58,6 +58,8 @@ const SEGMENTS: &[&str] = &[
     "%252F",
     "%25",
     "%",
+    "%4",
+    "%31",
     "caf\u{e9}",
     "%FF",
     "%C0%AE%C0%AE",
@@ -124,10 +126,12 @@ fn is_allowed(compiled: &Compiled, paths: PathNormalization, target: &str) -> bo
 
 /// What servers may make of a target that starts with `/`. All cut its query and write it plainly. Some then decode escaped
 /// slashes, strip parameters or merge slashes, before or after they resolve dot segments; they may do so on what a proxy in
-/// front of them has resolved before.
+/// front of them has resolved before. Envoy is such a proxy, and takes `..;x` for `..`.
 fn readings(target: &str) -> BTreeSet<String> {
-    let plain = written_plainly(target.split('?').next().unwrap_or_default());
+    let sent = target.split('?').next().unwrap_or_default();
+    let plain = written_plainly(sent);
     let base = dots_resolved(&plain);
+    let envoy = dots_resolved(&written_plainly(&dots_without_parameters(sent)));
     let other = |path: &String| {
         let (decoded, stripped) = (slashes_decoded(path), parameters_stripped(path));
         let (both, as_well) = (slashes_decoded(&stripped), parameters_stripped(&decoded));
@@ -137,7 +141,15 @@ fn readings(target: &str) -> BTreeSet<String> {
         let path_resolved = dots_resolved(&path);
         [slashes_merged(&path_resolved), path_resolved, dots_resolved(&slashes_merged(&path))]
     };
-    [plain, base].iter().flat_map(other).flat_map(resolved).collect()
+    [plain, base, envoy].iter().flat_map(other).flat_map(resolved).collect()
+}
+
+fn dots_without_parameters(path: &str) -> String {
+    let segment = |segment: &str| match segment.find(';') {
+        Some(at @ 1..=2) if segment[..at].bytes().all(|byte| byte == b'.') => segment[..at].to_owned(),
+        _ => segment.to_owned(),
+    };
+    path.split('/').map(segment).collect::<Vec<_>>().join("/")
 }
 
 fn written_plainly(path: &str) -> String {
@@ -157,7 +169,12 @@ fn written_plainly(path: &str) -> String {
             }
             (b'%', Some(_)) => plain.push('%'),
             (b'\\', _) => plain.push('/'),
-            _ if byte == b'%' || !byte.is_ascii_graphic() || ALWAYS_ESCAPED.contains(char::from(byte)) => {
+            // What is decoded after it must not make an escape of it.
+            (b'%', None) => {
+                let after: Vec<u8> = written_plainly(&path[at..]).bytes().take(2).collect();
+                plain += if after.len() == 2 && after.iter().all(u8::is_ascii_hexdigit) { "%25" } else { "%" };
+            }
+            _ if !byte.is_ascii_graphic() || ALWAYS_ESCAPED.contains(char::from(byte)) => {
                 plain += &format!("%{byte:02X}");
             }
             _ => plain.push(char::from(byte)),
@@ -315,7 +332,7 @@ fn a_denial_by_another_reading_names_it() {
         ("/public/..%2Fadmin", "escaped slashes decoded"),
         ("/admin%5Cx", "escaped slashes decoded"),
         ("/admin;x=1", "path parameters stripped"),
-        ("/public/..;/admin", "path parameters stripped"),
+        ("/public/%2e%2e;/admin", "path parameters stripped"),
     ] {
         let decision = decide(&compiled, PathNormalization::AllReadings, target);
         assert!(!decision.is_allowed(), "{target}");

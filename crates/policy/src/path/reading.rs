@@ -42,16 +42,7 @@ pub(crate) fn each_reading<R>(
     if target.has_one_reading(how) {
         return each(None, target.path.as_bytes());
     }
-    let decoded = decode_unreserved(target.path);
-    let decoded = decoded.as_slice();
-    let first = match how {
-        PathNormalization::MergeSlashes => Reading { merge: Merge::AfterDots, ..Reading::BASE },
-        PathNormalization::DecodeAndMergeSlashes => {
-            Reading { decode_slashes: true, merge: Merge::AfterDots, ..Reading::BASE }
-        }
-        _ => Reading::BASE,
-    };
-    let first = first.apply(decoded);
+    let first = as_envoy_does(target.path.as_bytes(), how);
     if let Some(answer) = each(None, first.as_slice()) {
         return Some(answer);
     }
@@ -59,25 +50,62 @@ pub(crate) fn each_reading<R>(
         return None;
     }
     // A server reads the path as it was sent, or what a proxy in front of it has made of that by resolving dot segments:
-    // `/a%2Fb/../..%2Fc` is `/a/c` to the one and `/c` to the other.
+    // `/a%2Fb/../..%2Fc` is `/a/c` to the one and `/c` to the other. To Envoy `..;x` is a dot segment, to others it isn't.
     let first = first.as_slice();
-    let resolved = (first != decoded).then_some(first);
+    let decoded = decode_unreserved(target.path.as_bytes());
+    let resolved = Reading::BASE.apply(decoded.as_slice());
+    let (decoded, resolved) = (decoded.as_slice(), resolved.as_slice());
+    let starts = [
+        Some(decoded),
+        (resolved != decoded).then_some(resolved),
+        (first != decoded && first != resolved).then_some(first),
+    ];
     // Most readings come out as one of the last few; a repeated one is judged again and costs only time.
     let mut last = Buffer::new();
-    for from in [decoded].into_iter().chain(resolved) {
+    let mut judge = |reading: Reading, path: Buffer| {
+        if path.as_slice() == first || path.as_slice() == last.as_slice() {
+            return None;
+        }
+        let answer = each(Some(reading), path.as_slice());
+        last = path;
+        answer
+    };
+    for from in starts.into_iter().flatten() {
         let may_differ = Differences::of(from);
-        for reading in Reading::others().filter(|reading| may_differ.by(*reading)) {
-            let other = reading.apply(from);
-            if other.as_slice() == first || other.as_slice() == last.as_slice() {
-                continue;
-            }
-            if let Some(answer) = each(Some(reading), other.as_slice()) {
+        for reading in Reading::all().filter(|reading| may_differ.by(*reading)) {
+            if let Some(answer) = judge(reading, reading.apply(from)) {
                 return Some(answer);
             }
-            last = other;
         }
     }
-    None
+    // Envoy's own ways differ from these in corners, and nothing is allowed here that would not be in an explicit mode.
+    [(false, PathNormalization::MergeSlashes), (true, PathNormalization::DecodeAndMergeSlashes)].into_iter().find_map(
+        |(decode_slashes, how)| {
+            let reading = Reading { decode_slashes, merge: Merge::AfterDots, ..Reading::BASE };
+            judge(reading, as_envoy_does(target.path.as_bytes(), how))
+        },
+    )
+}
+
+/// The path under the one reading that a mode names, byte for byte as Envoy has it.
+fn as_envoy_does(sent: &[u8], how: PathNormalization) -> Buffer {
+    let decodes_slashes = how == PathNormalization::DecodeAndMergeSlashes;
+    let mut sent = Buffer::from(sent);
+    if decodes_slashes {
+        sent.shorten(|path| decode_slashes(path, EscapedBackslash::Decoded));
+    }
+    sent.shorten(strip_dot_parameters);
+    let mut path = decode_unreserved(sent.as_slice());
+    path.shorten(resolve_dots);
+    if decodes_slashes || how == PathNormalization::MergeSlashes {
+        let had_slashes = path.as_slice().len();
+        path.shorten(merge_slashes);
+        // Of slashes and nothing else Envoy leaves two.
+        if path.as_slice() == b"/" && had_slashes > 1 {
+            path.push(b'/');
+        }
+    }
+    path
 }
 
 /// What in a path can be read differently.
@@ -108,26 +136,38 @@ fn is_escaped(byte: u8) -> bool {
     !byte.is_ascii_graphic() || b"\"<>^`{|}".contains(&byte)
 }
 
-/// Decodes escapes of unreserved characters, escapes what must be (also a `%` that escapes nothing), and reads `\` as
-/// `/`. Other escapes stay byte for byte, and no new one arises, so nothing is decoded twice.
-fn decode_unreserved(path: &str) -> Buffer {
+/// Decodes escapes of unreserved characters, escapes what must be, and reads `\` as `/`. Other escapes stay byte for byte,
+/// and so does a `%` that escapes nothing, except where what is decoded after it would make a new escape of it: that `%`
+/// is escaped. Nothing is decoded twice.
+fn decode_unreserved(path: &[u8]) -> Buffer {
     let mut decoded = Buffer::new();
     let mut at = 0;
-    let bytes = path.as_bytes();
-    while let Some(&byte) = bytes.get(at) {
-        at += 1;
-        match (byte, escaped_byte(bytes, at - 1)) {
-            (b'%', Some(inner)) if inner.is_ascii_alphanumeric() || b"-._~".contains(&inner) => {
-                decoded.push(inner);
-                at += ESCAPE_BYTES - 1;
+    while let Some((byte, length)) = unreserved_at(path, at) {
+        match byte {
+            b'%' if escaped_byte(path, at).is_none() && becomes_an_escape(path, at + 1) => {
+                push_escape(&mut decoded, byte)
             }
-            (b'%', None) => push_escape(&mut decoded, byte),
-            (b'\\', _) => decoded.push(b'/'),
+            b'\\' => decoded.push(b'/'),
             _ if is_escaped(byte) => push_escape(&mut decoded, byte),
             _ => decoded.push(byte),
         }
+        at += length;
     }
     decoded
+}
+
+/// The byte at this place, or the unreserved character that is escaped here, and how long it is.
+fn unreserved_at(path: &[u8], at: usize) -> Option<(u8, usize)> {
+    match escaped_byte(path, at) {
+        Some(inner) if inner.is_ascii_alphanumeric() || b"-._~".contains(&inner) => Some((inner, ESCAPE_BYTES)),
+        _ => Some((*path.get(at)?, 1)),
+    }
+}
+
+/// Whether, decoded, two hexadecimal digits start here.
+fn becomes_an_escape(path: &[u8], at: usize) -> bool {
+    let digit = |at| unreserved_at(path, at).filter(|(byte, _)| byte.is_ascii_hexdigit());
+    digit(at).is_some_and(|(_, length)| digit(at + length).is_some())
 }
 
 const ESCAPE_BYTES: usize = "%41".len();
@@ -146,15 +186,43 @@ fn push_escape(text: &mut Buffer, byte: u8) {
 
 // Each of these works in place, since none makes a path longer. They give the new length.
 
-fn decode_slashes(path: &mut [u8]) -> usize {
+#[derive(Clone, Copy, PartialEq)]
+enum EscapedBackslash {
+    /// To a `\`, which is read as a `/` later on.
+    Decoded,
+    ToSlash,
+}
+
+fn decode_slashes(path: &mut [u8], backslash: EscapedBackslash) -> usize {
     let (mut read, mut written) = (0, 0);
     while read < path.len() {
-        let is_slash = matches!(escaped_byte(path, read), Some(b'/' | b'\\'));
-        path[written] = if is_slash { b'/' } else { path[read] };
-        read += if is_slash { ESCAPE_BYTES } else { 1 };
+        let slash = escaped_byte(path, read).filter(|inner| matches!(inner, b'/' | b'\\'));
+        path[written] = match slash {
+            Some(b'\\') if backslash == EscapedBackslash::ToSlash => b'/',
+            Some(inner) => inner,
+            None => path[read],
+        };
+        read += if slash.is_some() { ESCAPE_BYTES } else { 1 };
         written += 1;
     }
     written
+}
+
+/// Takes `;` and what follows it from segments that are `.` or `..` before it, as they were sent: `/a/..;x/b` is
+/// `/a/../b`. In other segments it stays.
+fn strip_dot_parameters(path: &mut [u8]) -> usize {
+    // How many bytes of the segment came before this one, as long as all were dots; nothing once one wasn't.
+    let mut dots = None;
+    let mut inside = false;
+    keep(path, |byte, _| {
+        inside = byte != b'/' && (inside || (byte == b';' && matches!(dots, Some(1 | 2))));
+        dots = match byte {
+            b'/' => Some(0),
+            b'.' => dots.map(|dots: usize| dots + 1),
+            _ => None,
+        };
+        !inside
+    })
 }
 
 fn strip_parameters(path: &mut [u8]) -> usize {
@@ -212,10 +280,11 @@ fn resolve_dots(path: &mut [u8]) -> usize {
 // === impl Reading ===
 
 impl Reading {
+    /// Dot segments resolved where they stand without parameters.
     const BASE: Self = Self { decode_slashes: false, parameters: Parameters::Keep, merge: Merge::No };
 
-    /// All but the plain one, those that change least first.
-    fn others() -> impl Iterator<Item = Self> {
+    /// Those that change least first.
+    fn all() -> impl Iterator<Item = Self> {
         [
             (false, Parameters::Keep),
             (false, Parameters::StripFirst),
@@ -227,7 +296,6 @@ impl Reading {
         .flat_map(|(decode_slashes, parameters)| {
             [Merge::No, Merge::AfterDots, Merge::BeforeDots].map(|merge| Self { decode_slashes, parameters, merge })
         })
-        .filter(|reading| *reading != Self::BASE)
     }
 
     fn apply(self, decoded: &[u8]) -> Buffer {
@@ -236,7 +304,7 @@ impl Reading {
             path.shorten(strip_parameters);
         }
         if self.decode_slashes {
-            path.shorten(decode_slashes);
+            path.shorten(|path| decode_slashes(path, EscapedBackslash::ToSlash));
         }
         if self.parameters == Parameters::StripAfterDecoding {
             path.shorten(strip_parameters);
@@ -260,6 +328,9 @@ impl serde::Serialize for Reading {
 
 impl fmt::Display for Reading {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if *self == Self::BASE {
+            return f.write_str("path parameters kept");
+        }
         let mut before = "";
         for (applies, name) in [
             (self.decode_slashes, "escaped slashes decoded"),

@@ -37,6 +37,7 @@ pub(super) fn matches(
         ("x-forwarded-proto", 0) => string(value, "http"),
         (_, 0 | 1) => by_line,
         _ => {
+            let lines: Vec<_> = lines.into_iter().filter(|line| !line.is_empty()).collect();
             let as_one = string(value, &lines.join(if name == "cookie" { "; " } else { "," }));
             match joined(name) {
                 _ if leans_in => by_line || as_one,

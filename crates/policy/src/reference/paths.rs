@@ -35,20 +35,26 @@ pub(crate) fn readings(target: &str, how: PathNormalization) -> Option<BTreeSet<
         return None;
     }
     let path = unescape(&raw);
-    let dots = |path: String| dots(&path);
+    let envoy_decoded = slashes(raw.replace("%5c", "\\").replace("%5C", "\\"));
+    let envoy = |raw: &str| dots(unescape(&without_dot_parameters(raw)));
+    let envoy_merged = |raw: &str| match envoy(raw) {
+        path if path.len() > 1 && path.bytes().all(|byte| byte == b'/') => "//".to_owned(),
+        path => merged(path),
+    };
     Some(BTreeSet::from_iter(match how {
         PathNormalization::None => vec![raw],
-        PathNormalization::Base => vec![dots(path)],
-        PathNormalization::MergeSlashes => vec![merged(dots(path))],
-        PathNormalization::DecodeAndMergeSlashes => vec![merged(dots(slashes(path)))],
+        PathNormalization::Base => vec![envoy(&raw)],
+        PathNormalization::MergeSlashes => vec![envoy_merged(&raw)],
+        PathNormalization::DecodeAndMergeSlashes => vec![envoy_merged(&envoy_decoded)],
         PathNormalization::AllReadings => {
-            // As sent, and as a proxy that has resolved the dot segments passes it on.
-            let starts = [path.clone(), dots(path)];
+            // As sent, and as a proxy that has resolved the dot segments, or an Envoy, passes it on.
+            let starts = [path.clone(), dots(path), envoy(&raw)];
             let roots = starts.into_iter().flat_map(|path| {
                 let (decoded, stripped) = (slashes(path.clone()), parameters(&path));
                 [slashes(stripped.clone()), parameters(&decoded), path, decoded, stripped]
             });
-            roots.flat_map(|p| [dots(p.clone()), merged(dots(p.clone())), dots(merged(p))]).collect()
+            let read = roots.flat_map(|p| [dots(p.clone()), merged(dots(p.clone())), dots(merged(p))]);
+            read.chain([envoy(&raw), envoy_merged(&raw), envoy_merged(&envoy_decoded)]).collect()
         }
     }))
 }
@@ -61,7 +67,12 @@ fn unescape(raw: &str) -> String {
         let escape =
             (byte == b'%' && hex.len() == 2 && !hex.contains('+')).then(|| u8::from_str_radix(&hex, 16).ok()).flatten();
         match (byte, escape) {
-            (b'%', None) => out.push_str("%25"),
+            (b'%', None) => {
+                let mut after =
+                    unescape(&String::from_utf8_lossy(&bytes.iter().rev().copied().collect::<Vec<_>>())).into_bytes();
+                after.resize(2, b'-');
+                out.push_str(if after.iter().all(u8::is_ascii_hexdigit) { "%25" } else { "%" });
+            }
             (b'%', Some(inner)) if inner.is_ascii_alphanumeric() || [b'-', b'.', b'_', b'~'].contains(&inner) => {
                 out.push(char::from(inner));
                 bytes.truncate(bytes.len() - 2);
@@ -91,7 +102,15 @@ fn merged(mut path: String) -> String {
     path
 }
 
-fn dots(path: &str) -> String {
+fn without_dot_parameters(raw: &str) -> String {
+    let segment = |segment: &str| match segment.split_once(';') {
+        Some((dots @ ("." | ".."), _)) => dots.to_owned(),
+        _ => segment.to_owned(),
+    };
+    raw.split('/').map(segment).collect::<Vec<_>>().join("/")
+}
+
+fn dots(path: String) -> String {
     let segments: Vec<&str> = path.split('/').skip(1).collect();
     let mut kept = Vec::new();
     for segment in &segments {
