@@ -1,6 +1,6 @@
-//! Fuzzing, by `cargo fuzz` on a nightly toolchain. The targets are in `fuzz/`, which is a workspace of its own.
+//! Fuzzing, by `cargo fuzz`. The targets are in `fuzz/`, which is a workspace of its own.
 
-use std::{env, process::Command};
+use std::env;
 
 /// What can be fuzzed: the names of the files in `fuzz/targets`, each with the length in bytes of the longest input. Inputs
 /// are of any length up to that from the start: short ones say little.
@@ -14,8 +14,8 @@ const RUNS: u64 = 20_000;
 /// Longest that one input may take, in seconds.
 const TIMEOUT_S: u32 = 10;
 
-/// Runs the targets: `[TARGET...] [--runs N]`. Where there is no nightly toolchain or `cargo fuzz` can't be installed, it
-/// says so loudly and runs nothing; in CI that is a failure.
+/// Runs the targets: `[TARGET...] [--runs N]`. Where `cargo fuzz` can't be installed, it says so loudly and runs nothing; in
+/// CI that is a failure.
 ///
 /// # Errors
 /// When a target finds something, or can't be built.
@@ -49,41 +49,25 @@ fn parse(arguments: &[&str]) -> Result<(Vec<Target>, u64), String> {
     Ok((if targets.is_empty() { TARGETS.to_vec() } else { targets }, runs))
 }
 
-/// Finds a nightly toolchain and `cargo fuzz`, which is installed when missing. What can't be had is the error.
+/// Installs `cargo fuzz` where it is missing. What can't be had is the error.
 fn prepare() -> Result<(), String> {
-    if !succeeds(nightly(&["rustc", "--version"])) {
-        return Err("a nightly toolchain (`rustup toolchain install nightly --profile minimal`)".to_owned());
-    }
-    if succeeds(nightly(&["cargo", "fuzz", "--version"])) {
+    if crate::cargo_command(&["fuzz", "--version"]).output().is_ok_and(|output| output.status.success()) {
         return Ok(());
     }
     eprintln!("installing cargo-fuzz");
-    let installed = crate::run(&mut nightly(&["cargo", "install", "--locked", "cargo-fuzz"]));
+    let installed = crate::cargo(&["install", "--locked", "cargo-fuzz"]);
     installed.map_err(|error| format!("`cargo fuzz`, and it can't be installed: {error}"))
 }
 
-fn succeeds(mut command: Command) -> bool {
-    command.output().is_ok_and(|output| output.status.success())
-}
-
-/// A command of the nightly toolchain, free of what the toolchain that runs this has set.
-fn nightly(arguments: &[&str]) -> Command {
-    let mut command = Command::new("rustup");
-    command.args(["run", "nightly"]).args(arguments).current_dir(crate::root());
-    for variable in ["CARGO", "RUSTC", "RUSTDOC", "RUSTUP_TOOLCHAIN", "CARGO_TARGET_DIR"] {
-        command.env_remove(variable);
-    }
-    command
-}
-
 /// Sanitizers are left out: the crates under test forbid `unsafe`, so panics, overflows and disagreement are what there is
-/// to find, and without them ten times as many inputs are tried.
+/// to find, without them ten times as many inputs are tried, and a stable toolchain is enough.
 fn fuzz((target, max_bytes): Target, runs: u64) -> Result<(), String> {
     println!("== fuzz {target}: {runs} inputs");
     let root = crate::root();
     let (corpus, seeds) = (root.join("fuzz/corpus").join(target), root.join("fuzz/seeds").join(target));
     std::fs::create_dir_all(&corpus).map_err(|error| format!("`{}`: {error}", corpus.display()))?;
-    let mut command = nightly(&["cargo", "fuzz", "run", "--sanitizer", "none", "--target-dir", "fuzz/target", target]);
+    let mut command =
+        crate::cargo_command(&["fuzz", "run", "--sanitizer", "none", "--target-dir", "fuzz/target", target]);
     command.arg(&corpus);
     if seeds.is_dir() {
         command.arg(&seeds);

@@ -28,7 +28,7 @@ commands:
   conformance envoy [--requests N] [--seed S]
                   compare the policy engine with a real Envoy on random policies and requests (needs Python)
   fuzz [TARGET...] [--runs N]
-                  try random inputs on the policy loader and engine (needs a nightly toolchain)
+                  try random inputs on the policy loader and engine
   real            run examples/mlflow with a real MLflow server and a real OpenTelemetry exporter (needs Python)
 ";
 
@@ -86,8 +86,14 @@ fn root() -> PathBuf {
 }
 
 fn cargo(arguments: &[&str]) -> Result<(), String> {
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    run(Command::new(cargo).args(arguments))
+    run(&mut cargo_command(arguments))
+}
+
+/// The cargo that runs this one, in the workspace's root.
+fn cargo_command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(arguments).current_dir(root());
+    command
 }
 
 /// Runs a command in the workspace's root; anything but success is an error that names it.

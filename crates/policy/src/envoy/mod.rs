@@ -8,7 +8,6 @@ mod condition;
 mod custom;
 mod field;
 mod rule;
-mod trust_domain;
 mod value;
 
 use std::collections::BTreeMap;

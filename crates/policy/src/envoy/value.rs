@@ -8,10 +8,10 @@ use serde_json::{Value, json};
 use super::{
     Dialect, IdentitySource, Place,
     field::{Side, Values},
-    trust_domain,
 };
 use crate::{
     CompileError,
+    principal::expand_aliases,
     template::{PathTemplate, is_template},
 };
 
@@ -27,7 +27,7 @@ const SOMETHING: &str = ".+";
 // === who is calling ===
 
 pub(super) fn principals(values: &[String], place: &Place<'_>) -> Rendered {
-    let expanded = values.iter().flat_map(|value| trust_domain::expand(value, &place.target.options.trust_domains));
+    let expanded = values.iter().flat_map(|value| expand_aliases(value, &place.target.options.trust_domains));
     let render = |value: String| match value.as_str() {
         "*" if place.is_strict() => identity(place, json!({"prefix": SPIFFE})),
         // Where a match denies, a client without an identity is denied too.

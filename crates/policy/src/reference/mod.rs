@@ -224,11 +224,21 @@ impl Judge<'_> {
             return (values.is_empty() || in_values) && !in_not_values;
         };
         let name = peer.principal();
-        let ours = |domain: &str| domain == "cluster.local" || self.is_ours(domain);
         let domains = &self.case.options.trust_domains;
+        // A star at an end of the trust domain can mean one of ours.
+        let meant = |written: &str, domain: &str| {
+            let ends = |suffix: &str| domain.ends_with(suffix);
+            written == domain
+                || written.strip_prefix('*').is_some_and(ends)
+                || written.strip_suffix('*').is_some_and(|prefix| domain.starts_with(prefix))
+        };
+        let ours = |written: &str| written == "cluster.local" || domains.iter().any(|domain| meant(written, domain));
         both(values, not_values, |value| match value.split('/').collect::<Vec<_>>()[..] {
-            [domain, ns, namespace, sa, account] if ours(domain) && !domains.is_empty() => {
-                domains.iter().any(|domain| string(&[domain, ns, namespace, sa, account].join("/"), name))
+            [written, ns, namespace, sa, account] if ours(written) && !domains.is_empty() => {
+                domains.iter().any(|domain| match written.strip_prefix('*') {
+                    Some(suffix) if domain.ends_with(suffix) => string(value, name),
+                    _ => string(&[domain, ns, namespace, sa, account].join("/"), name),
+                })
             }
             _ => string(value, name),
         })

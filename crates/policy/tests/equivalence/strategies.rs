@@ -36,6 +36,8 @@ const PIECES: &[&str] = &[
 const PRINCIPALS: &[&str] = &[
     "cluster.local/ns/a/sa/x",
     "td/ns/a/sa/x",
+    "*d/ns/a/sa/x",
+    "t*/ns/a/sa/x",
     "old/ns/b/sa/y",
     "other/ns/a/sa/x",
     "*",
