@@ -123,6 +123,63 @@ fn node_proxies_see_connections_and_plaintext_clients_have_no_identity() {
     let outside = from("out/default");
     let reason = outside["reason"].as_str().expect("text");
     assert!(reason.contains("istio_converted_static_strict"), "{reason}");
+    let change = &outside["steps"][1]["explanation"]["changes"][0]["text"];
+    assert!(change.as_str().expect("text").contains("`mode: PERMISSIVE`"), "{outside:#}");
+}
+
+/// What isn't there must never look as if it were allowed.
+#[test]
+fn misspelled_services_and_ports_are_not_allowed() {
+    let ask = |to: &str, request: &[&str]| {
+        let basic = ["-f", EXAMPLE, "--from", "kagenti-system/otel-collector", "--to", to];
+        explain(&[&basic[..], request].concat())
+    };
+    let traces = ["POST", "/v1/traces"];
+    for to in ["kagenti-system/mflow", "kagenti-sytem/mlflow", "nowhere/nothing"] {
+        let (success, _, error) = ask(to, &traces);
+        let expected = format!("there is no service `{to}` in the files; there is `kagenti-system/mlflow`");
+        assert!(!success && error.contains(&expected), "{error}");
+    }
+    let (success, text, _) = ask("kagenti-system/mlflow:80", &traces);
+    assert!(success);
+    for expected in ["DENIED: node proxy of the client", "has no port 80", "to allow it: use a port that it has (5000)"]
+    {
+        assert!(text.contains(expected), "no `{expected}` in\n{text}");
+    }
+    let (success, _, error) = ask("kagenti-system/mlflow", &["/v1/traces", "POST"]);
+    assert!(!success && error.contains("a method is one word like GET; the path comes after it"), "{error}");
+}
+
+#[test]
+fn a_denial_that_is_no_rules_says_what_would_change_it() {
+    let (_, text, _) = explain(&["-f", EXAMPLE, "--from", "legacy/x", "--to", "kagenti-system/mlflow", "GET", "/"]);
+    for expected in ["DENIED: guard of the pod", "from spiffe", "at an unknown address", "label its namespace"] {
+        assert!(text.contains(expected), "no `{expected}` in\n{text}");
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let mesh = "apiVersion: v1\nkind: Namespace\nmetadata: {name: a, labels: {istio.io/dataplane-mode: ambient}}\n---\n\
+                apiVersion: v1\nkind: Service\nmetadata: {name: lost, namespace: a, labels: {istio.io/use-waypoint: w}}\n\
+                spec: {selector: {app: web}, ports: [{port: 80}]}\n---\n\
+                apiVersion: v1\nkind: Service\nmetadata: {name: plain, namespace: a}\n\
+                spec: {selector: {app: web}, ports: [{port: 80, targetPort: http}]}\n---\n\
+                apiVersion: v1\nkind: Pod\nmetadata: {name: web, namespace: a, labels: {app: web}}\n\
+                spec: {containers: [{name: c, image: i}]}\n---\n\
+                apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: idle, namespace: a}\n\
+                spec: {targetRefs: [{kind: Service, name: plain}]}\n";
+    fs::write(folder.path().join("mesh.yaml"), mesh).expect("written");
+    let folder = folder.path().to_str().expect("text");
+    let ask = |to: &str, at: &[&str]| answer(&[&["-f", folder, "--from", "a/c", "--to", to, "GET", "/"], at].concat());
+    let remedy = |answer: &Value, step: usize| answer["steps"][step]["remedy"].as_str().expect("a remedy").to_owned();
+    let lost = ask("a/lost", &[]);
+    assert_eq!(lost["verdict"], "deny");
+    assert!(remedy(&lost, 0).contains("mend the Gateway"), "{lost:#}");
+    let plain = ask("a/plain", &[]);
+    assert_eq!(plain["verdict"], "deny");
+    assert!(remedy(&plain, 1).contains("targetPort"), "{plain:#}");
+    assert!(plain["assumptions"].to_string().contains("policy `a/idle` isn't enforced"), "{plain:#}");
+    let waypoint = ask("a/plain", &["--at", "waypoint"]);
+    assert!(waypoint["steps"][0]["reason"].as_str().expect("text").contains("nothing is judged"), "{waypoint:#}");
+    assert!(waypoint["reason"].as_str().expect("text").contains("weren't asked"), "{waypoint:#}");
 }
 
 #[test]
@@ -141,6 +198,7 @@ fn a_rejected_policy_denies_and_other_errors_end_it() {
     ] {
         let (success, text, error) = ask(spec);
         assert!(success && text.contains("DENIED") && text.contains("REJECTED"), "{text}{error}");
+        assert!(text.contains("to allow it: mend policy a/p"), "{text}");
         assert!(error.contains("AMB0"), "{error}");
     }
     let (success, _, error) = ask("spec: {rules: [");

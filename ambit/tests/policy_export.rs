@@ -28,6 +28,8 @@ fn the_waypoints_filters_are_those_of_the_policies_attached_to_the_service() {
         let (namespace, name) = name.split_once('/').expect("a namespace and a name");
         assert!(rules.contains_key(&format!("ns[{namespace}]-policy[{name}]-rule[0]")), "{name} in {rules:#?}");
     }
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("can't be exported") && said.contains("pathWithEscapedSlashesAction"), "{said}");
     let text = exported.to_string();
     assert!(text.contains(r#""key":"io.istio.peer_principal""#), "a waypoint takes the identity from the tunnel");
     assert!(!text.contains("authenticated"));

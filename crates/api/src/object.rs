@@ -184,13 +184,17 @@ impl Origin {
     /// True if the field is written in the file, whatever its value.
     #[must_use]
     pub fn is_written(&self, field: &str) -> bool {
-        self.written.as_ref().is_some_and(|(_, node)| node.find(field).is_some())
+        self.node(field).is_some()
+    }
+
+    /// What is written in this field.
+    pub(crate) fn node(&self, field: &str) -> Option<&yaml::Node> {
+        self.written.as_ref().and_then(|(_, node)| node.find(field))
     }
 
     /// True if this field is written with no value behind it.
     pub(crate) fn is_null(&self, field: &str) -> bool {
-        let node = self.written.as_ref().and_then(|(_, node)| node.find(field));
-        node.is_some_and(|node| matches!(node.value, yaml::Value::Null))
+        self.node(field).is_some_and(|node| matches!(node.value, yaml::Value::Null))
     }
 
     pub(crate) fn source(&self) -> Option<&Arc<Source>> {

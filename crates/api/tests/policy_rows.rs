@@ -65,7 +65,8 @@ fn rows_1_to_7_attachment() {
 #[test]
 fn rows_8_to_14_actions() {
     trips("{action: CUSTOM, provider: {name: x}}", codes::ACTION_WITHOUT_RULES, "spec.action");
-    trips("{action: CUSTOM, rules: [{}]}", codes::CUSTOM_WITHOUT_PROVIDER, "spec.provider.name");
+    trips("{action: CUSTOM, rules: [{}]}", codes::CUSTOM_WITHOUT_PROVIDER, "spec.action");
+    trips("{action: CUSTOM, provider: {}, rules: [{}]}", codes::CUSTOM_WITHOUT_PROVIDER, "spec.provider.name");
     let custom = |rule: &str| format!("{{action: CUSTOM, provider: {{name: x}}, rules: [{rule}]}}");
     for field in
         ["namespaces", "notNamespaces", "requestPrincipals", "notRequestPrincipals", "trustDomains", "notTrustDomains"]
@@ -265,6 +266,7 @@ fn row_33_denials_that_reach_all_tcp() {
     trips(&deny("{from: [{source: {trustDomains: [x]}}]}"), codes::DENIES_ALL_TCP, "spec.rules[0].from[0]");
     trips(&deny("{to: [{operation: {methods: [GET]}}]}"), codes::DENIES_ALL_TCP, "spec.rules[0].to[0]");
     passes(&deny("{from: [{source: {namespaces: [x]}}]}"));
+    passes(&deny("{from: [{source: {notRemoteIpBlocks: [10.0.0.0/8]}}]}"));
     passes(&deny("{to: [{operation: {methods: [GET], ports: [\"80\"]}}]}"));
     passes(&deny("{}"));
     passes(&operation("methods: [GET]"));

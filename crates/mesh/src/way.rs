@@ -1,7 +1,7 @@
 //! The way of a request through the mesh, worked out from the objects alone: who captures it, which waypoint it must
 //! pass, what guards the pod, and which policies each point enforces.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use ambit_api::AuthorizationPolicy;
 
@@ -32,6 +32,8 @@ pub struct Way {
     pub client: Client,
     /// The service's port that is called.
     pub port: u16,
+    /// The service is known and has that port. Otherwise the client's node proxy refuses, if the service is known.
+    pub has_port: bool,
     /// The service's address, if it has one.
     pub address: Option<IpAddr>,
     /// The waypoint that the request must pass.
@@ -87,9 +89,9 @@ pub struct Destination {
 #[derive(Clone, Debug)]
 pub struct Considered {
     /// The policy, or why it can't be enforced.
-    pub policy: Result<AuthorizationPolicy, Refusal>,
+    pub policy: Result<Arc<AuthorizationPolicy>, Refusal>,
     /// Its object, as far as it was read.
-    pub object: AuthorizationPolicy,
+    pub object: Arc<AuthorizationPolicy>,
     /// How it comes to be enforced here, in words: `targets Service a/b`.
     pub via: String,
     /// Why it takes no part in the verdict; nothing if it does.
@@ -107,15 +109,15 @@ pub fn way(inputs: &Inputs, journey: &Journey<'_>) -> Way {
         assumptions.push(format!("no port is given or known; assumed {DEFAULT_PORT}"));
         DEFAULT_PORT
     });
-    if let Some(service) = service.filter(|service| service.ports.iter().all(|known| known.port != port)) {
-        let known: Vec<_> = service.ports.iter().map(|port| port.port.to_string()).collect();
-        assumptions.push(format!("service `{}` has no port {port} (it has {})", journey.to, known.join(", ")));
-    }
+    let has_port = service.is_some_and(|service| service.ports.iter().any(|known| known.port == port));
     let waypoint = waypoint(inputs, journey.to, &mut assumptions);
     let destinations = destinations(inputs, journey.to, port, &mut assumptions);
     let address = service.and_then(|service| service.vips.first().copied());
-    Way { client, port, address, waypoint, destinations, assumptions }
+    Way { client, port, has_port, address, waypoint, destinations, assumptions }
 }
+
+/// How the policy that PeerAuthentications amount to comes to be enforced: its [`Considered::via`].
+pub const PEER_AUTHENTICATION: &str = "PeerAuthentication demands mutual TLS";
 
 /// Port of a service of which nothing is known.
 const DEFAULT_PORT: u16 = 80;
@@ -128,7 +130,13 @@ fn client(inputs: &Inputs, from: &NamespacedName, assumptions: &mut Vec<String>)
     }
     let captured = match inputs.namespace_labels(&from.namespace) {
         None => {
-            assumptions.push(format!("no pod runs as `{from}`; assumed one in the mesh"));
+            // Files with policies alone have no namespaces at all.
+            let why = if inputs.namespaces.is_empty() {
+                format!("no pod runs as `{from}`")
+            } else {
+                format!("namespace `{}` isn't in the files, so no pod runs as `{from}`", from.namespace)
+            };
+            assumptions.push(format!("{why}; assumed one in the mesh"));
             true
         }
         Some(labels) => {
@@ -147,7 +155,14 @@ fn waypoint(inputs: &Inputs, to: &NamespacedName, assumptions: &mut Vec<String>)
         let nobody = NamespacedName::new(&to.namespace, "");
         return Some(Waypoint { gateway: None, problem: None, policies: at_waypoint(inputs, &nobody, to) });
     };
-    let binding = binding::of_service(inputs, to, service)?;
+    let Some(binding) = binding::of_service(inputs, to, service) else {
+        let nobody = NamespacedName::new(&to.namespace, "");
+        for Considered { object, .. } in at_waypoint(inputs, &nobody, to) {
+            let policy = NamespacedName::new(&object.namespace, &object.name);
+            assumptions.push(format!("policy `{policy}` isn't enforced: service `{to}`, its target, has no waypoint"));
+        }
+        return None;
+    };
     let gateway = binding.request.gateway;
     let policies = at_waypoint(inputs, &gateway, to);
     Some(Waypoint { gateway: Some(gateway), problem: binding.problem, policies })
@@ -217,16 +232,16 @@ fn at_pod(inputs: &Inputs, namespace: &str, labels: &Labels) -> Vec<Considered> 
             considered(policy, &via, left_out)
         })
         .collect();
-    policies.extend(peer_authentication::policy_of(inputs, namespace, labels).map(|policy| Considered {
-        object: policy.clone(),
+    policies.extend(peer_authentication::policy_of(inputs, namespace, labels).map(Arc::new).map(|policy| Considered {
+        object: Arc::clone(&policy),
         policy: Ok(policy),
-        via: "PeerAuthentication demands mutual TLS".to_owned(),
+        via: PEER_AUTHENTICATION.to_owned(),
         left_out: None,
     }));
     policies
 }
 
 fn considered(policy: &Policy, via: &Via, left_out: Option<&'static str>) -> Considered {
-    let object = policy.get().clone();
-    Considered { policy: policy.enforceable().cloned(), object, via: via.to_string(), left_out }
+    let object = Arc::clone(&policy.policy);
+    Considered { policy: policy.enforceable().map(|_| Arc::clone(&object)), object, via: via.to_string(), left_out }
 }

@@ -97,7 +97,7 @@ impl Residual {
         if decision.is_allowed() || self.program.settled.is_some() {
             return decision;
         }
-        let reason = match request.map(|facts| (facts, path::split(facts.path))) {
+        let (reason, near_miss) = match request.map(|facts| (facts, path::split(facts.path))) {
             None => nearest::reason(self, &decision, None),
             // What can't be read has its whole reason already.
             Some((_, Err(_))) => return decision,
@@ -108,7 +108,7 @@ impl Residual {
                 reason.unwrap_or_default()
             }
         };
-        Decision { reason: reason.into(), ..decision }
+        Decision { reason: reason.into(), near_miss: near_miss.map(Arc::new), ..decision }
     }
 
     /// Judges the connection itself, without HTTP facts (L4): an ALLOW rule that needs one doesn't match, a DENY rule

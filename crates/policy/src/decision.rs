@@ -39,11 +39,26 @@ pub struct Decision {
     /// A CUSTOM policy wants this provider asked first. Until [`crate::RequestFacts::approved_by`] names it, the verdict
     /// is [`Verdict::Deny`]; if it allows the request, decide again with its approval.
     pub ask: Option<Arc<str>>,
+    /// For a default deny with its whole reason ([`crate::Residual::with_reason`]), the ALLOW rule that came nearest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub near_miss: Option<Arc<NearMiss>>,
     /// The reading of the path under which it was decided; nothing for the plain one.
     pub reading: Option<Reading>,
     /// One line in plain words. [`crate::Residual::decide`] says only what decided; [`crate::Residual::with_reason`] says
     /// which fields, or for a default deny what came nearest.
     pub reason: Arc<str>,
+}
+
+/// The ALLOW rule that failed on fewest fields. [`crate::NearestMiss`] tells what they saw, too.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct NearMiss {
+    /// Its policy.
+    pub policy: PolicyName,
+    /// Its index within that policy, from 0.
+    pub rule: u32,
+    /// The fields on which it failed, as they are written (`methods`, `notPaths`, `source.ip`). None at L4, if another
+    /// entry of the rule makes it void.
+    pub fields: Box<[String]>,
 }
 
 /// The entries of a rule that matched, each the first that did.
@@ -65,6 +80,7 @@ impl Decision {
             rule: None,
             clause: None,
             ask: None,
+            near_miss: None,
             reading: None,
             reason: reason.into(),
         }

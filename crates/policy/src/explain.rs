@@ -308,6 +308,13 @@ fn changes_of_missed(policy: &Policy, rule: &Rule, tests: &[&Test], facts: Facts
         of_rule(match facts.seen(test) {
             Seen::Unknown => format!("{place} needs a request for {list}: attach the policy to a waypoint"),
             Seen::Missing(what) => format!("in {place}, {list} can't be met: {what}; bring one, or take the field out"),
+            Seen::Value(value)
+                if matches!(test.field, Some("paths" | "notPaths")) && path::reads_in_several_ways(&value) =>
+            {
+                format!(
+                    "ask for a path that reads in one way only: in `{value}`, write single slashes, and no `%2F`, `%5C` or `;`"
+                )
+            }
             Seen::Value(value) if test.negated => format!("in {place}, take what matches `{value}` out of {list}"),
             Seen::Value(value) => format!("in {place}, add `{value}` to {list}"),
         })

@@ -35,7 +35,7 @@ use std::collections::BTreeMap;
 
 pub use compile::compile;
 pub use decide::{Compiled, Residual};
-pub use decision::{Decision, MatchedEntries, PolicyName, Verdict};
+pub use decision::{Decision, MatchedEntries, NearMiss, PolicyName, Verdict};
 pub use explain::{
     Change, ExplainedEntry, ExplainedField, ExplainedPolicy, ExplainedRule, Explanation, FieldOutcome, NearestMiss,
     RuleOutcome,

@@ -9,7 +9,7 @@ use ambit_api::authorization_policy::Action;
 
 use crate::{
     decide::Residual,
-    decision::Decision,
+    decision::{Decision, NearMiss},
     limits::MAX_RULES_COMPARED,
     program::Policy,
     rule::{Request, Rule},
@@ -17,12 +17,27 @@ use crate::{
     test::Test,
 };
 
-/// Why this denial, of a request under the reading that it was denied for, or of a connection.
-pub(crate) fn reason(residual: &Residual, decision: &Decision, request: Option<&Request<'_>>) -> String {
+/// Why this denial, of a request under the reading that it was denied for, or of a connection; and for a default deny
+/// the rule that came nearest.
+pub(crate) fn reason(
+    residual: &Residual,
+    decision: &Decision,
+    request: Option<&Request<'_>>,
+) -> (String, Option<NearMiss>) {
     let before = reading(decision.reading, request);
     let facts = Facts { connection: &residual.connection, request };
+    let mut near_miss = None;
     let reason = match deciding_rule(residual, decision) {
-        None => why_none_allows(residual, facts),
+        None => {
+            let nearest = nearest(residual, facts, MAX_RULES_COMPARED);
+            let reason = why_none_allows(residual, facts, nearest.as_ref());
+            near_miss = nearest.map(|(policy, rule, failures)| NearMiss {
+                policy: policy.name.clone(),
+                rule: rule.index,
+                fields: failures.iter().map(|test| test.name().into_owned()).collect(),
+            });
+            reason
+        }
         Some((policy, rule)) if policy.action == Action::Custom => {
             let request = request.map(|request| Request { claims: None, ..*request });
             let facts = Facts { request: request.as_ref(), ..facts };
@@ -31,16 +46,15 @@ pub(crate) fn reason(residual: &Residual, decision: &Decision, request: Option<&
         }
         Some((policy, rule)) => why_matched(rule, facts, format!("rule {} of {} denies it", rule.index, policy.name)),
     };
-    before + &reason
+    (before + &reason, near_miss)
 }
+
+/// A policy, one of its rules, and the tests of it that fail.
+type Nearest<'a> = (&'a Policy, &'a Rule, Vec<&'a Test>);
 
 /// The ALLOW rule that fails on fewest fields, and those fields. Among equals one whose connection fields all hold comes
 /// first, then the earlier one. Only so many rules are compared.
-pub(crate) fn nearest<'a>(
-    residual: &'a Residual,
-    facts: Facts<'_>,
-    at_most: usize,
-) -> Option<(&'a Policy, &'a Rule, Vec<&'a Test>)> {
+pub(crate) fn nearest<'a>(residual: &'a Residual, facts: Facts<'_>, at_most: usize) -> Option<Nearest<'a>> {
     let allowing =
         residual.program.policies.iter().filter(|policy| policy.action == Action::Allow && !policy.is_dry_run);
     let rules = allowing.flat_map(|policy| {
@@ -90,8 +104,8 @@ fn why_matched(rule: &Rule, facts: Facts<'_>, mut reason: String) -> String {
     reason
 }
 
-fn why_none_allows(residual: &Residual, facts: Facts<'_>) -> String {
-    let Some((policy, rule, failures)) = nearest(residual, facts, MAX_RULES_COMPARED) else {
+fn why_none_allows(residual: &Residual, facts: Facts<'_>, nearest: Option<&Nearest<'_>>) -> String {
+    let Some((policy, rule, failures)) = nearest else {
         let mut policies = residual.program.policies.iter();
         let empty = policies.find(|policy| policy.action == Action::Allow && !policy.is_dry_run);
         let name = empty.map(|policy| policy.name.to_string()).unwrap_or_default();
@@ -99,7 +113,7 @@ fn why_none_allows(residual: &Residual, facts: Facts<'_>) -> String {
     };
     let mut reason = format!("no ALLOW rule matches; nearest is {} rule {}", policy.name, rule.index);
     let mut before = ": ";
-    for test in &failures {
+    for test in failures {
         let _ = write!(reason, "{before}{}", failure(test, facts));
         before = "; ";
     }

@@ -60,6 +60,14 @@ pub fn normalized_target(target: &str) -> Option<String> {
     (judged != target.path).then(|| judged + target.query)
 }
 
+/// Whether servers may read a path otherwise than as it stands.
+pub(crate) fn reads_in_several_ways(path: &str) -> bool {
+    split(path).is_ok_and(|target| {
+        each_reading(&target, PathNormalization::AllReadings, |_, read| (read != path.as_bytes()).then_some(()))
+            .is_some()
+    })
+}
+
 /// Takes a request target apart.
 pub(crate) fn split(target: &str) -> Result<Target<'_>, Unreadable> {
     if target.len() > MAX_TARGET_BYTES {

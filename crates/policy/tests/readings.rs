@@ -171,7 +171,13 @@ fn written_plainly(path: &str) -> String {
             (b'\\', _) => plain.push('/'),
             // What is decoded after it must not make an escape of it.
             (b'%', None) => {
-                let after: Vec<u8> = written_plainly(&path[at..]).bytes().take(2).collect();
+                // Two characters, each an escape at most.
+                let soon: String = path[at..].chars().take(6).collect();
+                let after: Vec<u8> = if soon.starts_with('%') && hex(soon.as_bytes().get(1..3)).is_none() {
+                    Vec::new()
+                } else {
+                    written_plainly(&soon).bytes().take(2).collect()
+                };
                 plain += if after.len() == 2 && after.iter().all(u8::is_ascii_hexdigit) { "%25" } else { "%" };
             }
             _ if !byte.is_ascii_graphic() || ALWAYS_ESCAPED.contains(char::from(byte)) => {

@@ -6,7 +6,7 @@ mod judge;
 use std::{
     collections::BTreeMap,
     fs::File,
-    io::{BufRead, BufReader, BufWriter, Write},
+    io::{BufRead, BufReader, BufWriter, Read, Write},
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -89,18 +89,18 @@ fn judge_file(file: &Path, args: &Args, tally: &mut Tally, out: &mut impl Write)
     let root = args.root.clone().unwrap_or_else(|| above(file));
     let mut policies = PolicyFiles::new(root);
     let mut lines = BufReader::new(File::open(file).map_err(unreadable)?);
-    let mut line = String::new();
+    let mut line = Vec::new();
     for number in 1.. {
         line.clear();
-        if std::io::Read::take(&mut lines, MAX_LINE_BYTES).read_line(&mut line).map_err(unreadable)? == 0 {
+        if lines.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut line).map_err(unreadable)? == 0 {
             return Ok(());
         }
-        if line.trim().is_empty() {
+        if line.trim_ascii().is_empty() {
             continue;
         }
-        let at = |message: String| Failure::new(format!("{}:{number}: {message}", file.display()));
-        let case: Case = serde_json::from_str(&line).map_err(|error| at(format!("not a case: {error}")))?;
-        let judged = judge::judge(&case, &mut policies).map_err(at)?;
+        let at = |message: String| Failure::new(format!("{}:{number}{message}", file.display()));
+        let case = read(&line).map_err(at)?;
+        let judged = judge::judge(&case, &mut policies).map_err(|message| at(format!(": {message}")))?;
         tally.add(&case, &judged);
         match args.output {
             Format::Jsonl => write_line(&case, &judged, out),
@@ -110,6 +110,26 @@ fn judge_file(file: &Path, args: &Args, tally: &mut Tally, out: &mut impl Write)
         .map_err(unprinted)?;
     }
     Ok(())
+}
+
+/// The case of a line; otherwise what is wrong with it, to stand behind the line's number.
+fn read(line: &[u8]) -> Result<Case, String> {
+    if line.len() as u64 == MAX_LINE_BYTES {
+        return Err(format!(": not a case: the line is longer than {} MiB", MAX_LINE_BYTES / (1024 * 1024)));
+    }
+    let wrong = |field: &str, error: &serde_json::Error| {
+        // It would name the line again, as the first of this one.
+        let message = error.to_string();
+        let message = message.rsplit_once(" at line ").map_or(message.as_str(), |(message, _)| message);
+        format!(":{}: not a case: {field}{message}", error.column())
+    };
+    let mut json = serde_json::Deserializer::from_slice(line.trim_ascii_end());
+    let case = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        let field = Some(error.path().to_string()).filter(|path| path != ".");
+        wrong(&field.map_or_else(String::new, |path| format!("{path}: ")), error.inner())
+    })?;
+    json.end().map_err(|error| wrong("", &error))?;
+    Ok(case)
 }
 
 /// The folder above the one that the file is in.

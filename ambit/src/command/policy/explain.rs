@@ -25,6 +25,7 @@ pub struct Args {
     #[arg(long, value_name = "NS/SVC[:PORT]", value_parser = destination)]
     to: Destination,
     /// Method of the request
+    #[arg(value_parser = method)]
     method: String,
     /// Target of the request: a path, with its query if there is one
     path: String,
@@ -34,7 +35,7 @@ pub struct Args {
     /// Address of the client, instead of that of its pod
     #[arg(long, value_name = "IP")]
     source_ip: Option<IpAddr>,
-    /// Claim of the client's verified token, as often as needed; a value that is JSON is taken as such
+    /// Claim of the client's verified token, as often as needed; a value in `[]` or `{}` is read as JSON
     #[arg(long = "claim", value_name = "NAME=VALUE", value_parser = claim)]
     claims: Vec<(String, serde_json::Value)>,
     /// Only this enforcement point
@@ -130,6 +131,16 @@ pub(super) fn destination(text: &str) -> Result<Destination, String> {
         }
     };
     Ok(Destination { service: namespaced(service)?, port })
+}
+
+fn method(text: &str) -> Result<String, String> {
+    let is_token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+    let is_method = !text.is_empty() && text.bytes().all(is_token);
+    if is_method {
+        Ok(text.to_owned())
+    } else {
+        Err("a method is one word like GET; the path comes after it".to_owned())
+    }
 }
 
 fn header(text: &str) -> Result<(String, String), String> {

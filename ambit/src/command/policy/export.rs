@@ -2,14 +2,14 @@
 
 use std::{collections::BTreeMap, io::Write, path::PathBuf, process::ExitCode};
 
-use ambit_api::{Loaded, MeshConfig, Resource, mesh_config::ExtensionProvider};
+use ambit_api::{AuthorizationPolicy, Loaded, MeshConfig, Resource, mesh_config::ExtensionProvider};
 use ambit_control_plane::local;
 use ambit_mesh::{
     inputs::{Inputs, NamespacedName, Service},
     way::{Considered, Journey, way},
 };
 use ambit_policy::{
-    Options, compile,
+    Options, PathNormalization, compile,
     envoy::{
         self, Dialect, EnvoyTarget, ExternalAuthorizer, ExternalProtocol, IdentitySource, PEER_PRINCIPAL, Protocol,
     },
@@ -19,7 +19,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     explain::{Destination, Point, destination},
-    yaml,
+    service, yaml,
 };
 use crate::command::Failure;
 
@@ -85,7 +85,11 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     let (inputs, diagnostics) = local::preview(loaded);
     eprint!("{}", ambit_api::render(&diagnostics, false));
     let exported = Exporter { args, options: inputs.settings.options(), authorizers };
-    let places = enforcements(&inputs, args)?.iter().map(|place| exported.place(place)).collect::<Result<_, _>>()?;
+    let enforcements = enforcements(&inputs, args)?;
+    let places = enforcements.iter().map(|place| exported.place(place)).collect::<Result<_, _>>()?;
+    if enforcements.iter().any(|place| place.protocols.contains(&Protocol::Http)) {
+        eprintln!("note: {}", path_settings(inputs.settings.paths()));
+    }
     let printed = json!({"enforcementPoints": Value::Array(places)});
     let text = match args.output {
         Format::Yaml => yaml::render(&printed),
@@ -104,8 +108,29 @@ fn refuse_errors(loaded: &Loaded) -> Result<(), Failure> {
     Ok(())
 }
 
+/// How paths are read is not an RBAC filter's to say.
+fn path_settings(paths: PathNormalization) -> &'static str {
+    match paths {
+        PathNormalization::AllReadings => {
+            "the filters judge one reading of a path; that every reading must be allowed can't be exported. Set \
+             `normalizePath: true`, `mergeSlashes: true` and `pathWithEscapedSlashesAction: REJECT_REQUEST` in the HTTP \
+             connection manager, so that the application gets the path that was judged; parameters (`;x=1`) stay"
+        }
+        PathNormalization::None => "set `normalizePath: false` in the HTTP connection manager, as the MeshConfig says",
+        PathNormalization::Base => "set `normalizePath: true` in the HTTP connection manager, as the MeshConfig says",
+        PathNormalization::MergeSlashes => {
+            "set `normalizePath: true` and `mergeSlashes: true` in the HTTP connection manager, as the MeshConfig says"
+        }
+        PathNormalization::DecodeAndMergeSlashes => {
+            "set `normalizePath: true`, `mergeSlashes: true` and `pathWithEscapedSlashesAction: UNESCAPE_AND_FORWARD` in \
+             the HTTP connection manager, as the MeshConfig says"
+        }
+    }
+}
+
 fn enforcements(inputs: &Inputs, args: &Args) -> Result<Vec<Enforcement>, Failure> {
     let to = &args.to.service;
+    service::check(inputs, to).map_err(Failure::new)?;
     let service = inputs.services.get(to);
     if service.is_none() {
         eprintln!("note: service `{to}` isn't in the files; what is attached to it by name is exported");
@@ -208,7 +233,7 @@ impl Exporter<'_> {
         let mut listed = Map::new();
         for considered in &enforcement.policies {
             let policy = considered.policy.as_ref().map_err(|refusal| Failure::new(refusal.to_string()))?;
-            policies.push(policy.clone());
+            policies.push(AuthorizationPolicy::clone(policy));
             listed.insert(format!("{}/{}", policy.namespace, policy.name), considered.via.as_str().into());
         }
         // What the engine refuses is not for another proxy either.

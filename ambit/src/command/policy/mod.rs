@@ -3,6 +3,7 @@
 pub mod eval;
 pub mod explain;
 pub mod export;
+mod service;
 mod yaml;
 
 use std::process::ExitCode;

@@ -8,7 +8,7 @@ mod peer_authentication;
 mod policy;
 mod workloads;
 
-use std::collections::HashMap;
+use std::{collections::HashMap, fmt::Display};
 
 use crate::{
     Diagnostic, Object, ObjectRef, Origin, Resource, Severity,
@@ -102,11 +102,23 @@ struct Check<'a> {
 }
 
 impl Check<'_> {
-    fn error(&mut self, code: Code, field: &str, message: impl Into<String>, help: impl Into<String>) {
+    fn error(
+        &mut self,
+        code: Code,
+        field: &(impl Display + ?Sized),
+        message: impl Into<String>,
+        help: impl Into<String>,
+    ) {
         self.report(Severity::Error, code, field, message, help);
     }
 
-    fn warning(&mut self, code: Code, field: &str, message: impl Into<String>, help: impl Into<String>) {
+    fn warning(
+        &mut self,
+        code: Code,
+        field: &(impl Display + ?Sized),
+        message: impl Into<String>,
+        help: impl Into<String>,
+    ) {
         self.report(Severity::Warning, code, field, message, help);
     }
 
@@ -114,13 +126,13 @@ impl Check<'_> {
         &mut self,
         severity: Severity,
         code: Code,
-        field: &str,
+        field: &(impl Display + ?Sized),
         message: impl Into<String>,
         help: impl Into<String>,
     ) {
         let rejects = severity == Severity::Error && self.rejection.is_none() && !codes::is_lint(code);
         if rejects || self.found.wants(severity) {
-            let diagnostic = self.origin.diagnostic(severity, code, field, message, help);
+            let diagnostic = self.origin.diagnostic(severity, code, &field.to_string(), message, help);
             if rejects {
                 self.rejection = Some(Box::new(diagnostic.clone()));
             }

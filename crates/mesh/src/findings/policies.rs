@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use ambit_api::{
     AuthorizationPolicy, Severity,
-    authorization_policy::{Action, PolicyTargetReference, Rule},
+    authorization_policy::{Action, PolicyTargetReference, Rule, Source, To},
 };
 
 use super::{Found, at, codes, identities};
@@ -181,7 +181,7 @@ fn node_proxy(inputs: &Inputs, name: &NamespacedName, policy: &AuthorizationPoli
     }
     let tail = match policy.spec.action {
         Action::Allow => "rules with them never match, so less is allowed than written",
-        _ if rules.iter().all(only_http) => "without them the DENY rules fall on all traffic in their scope",
+        _ if rules.iter().any(falls_on_all) => "without them what is left denies all traffic in its scope",
         _ => "the DENY rules are enforced without them, so more is denied than written",
     };
     let list = http.iter().map(|attribute| format!("`{attribute}`")).collect::<Vec<_>>().join(", ");
@@ -206,8 +206,6 @@ fn http_attributes(rule: &Rule) -> Vec<String> {
         let source = &from.source;
         add("requestPrincipals", &source.request_principals);
         add("notRequestPrincipals", &source.not_request_principals);
-        add("remoteIpBlocks", &source.remote_ip_blocks);
-        add("notRemoteIpBlocks", &source.not_remote_ip_blocks);
     }
     for to in rule.to.iter().flatten() {
         let operation = &to.operation;
@@ -218,33 +216,29 @@ fn http_attributes(rule: &Rule) -> Vec<String> {
         add("paths", &operation.paths);
         add("notPaths", &operation.not_paths);
     }
-    let http_key = |key: &str| {
-        key.starts_with("request.")
-            || key.starts_with("experimental.")
-            || ["remote.ip", "connection.sni"].contains(&key)
-    };
     let keys = rule.when.iter().flatten().map(|condition| condition.key.as_str());
-    names.extend(keys.filter(|key| http_key(key)).map(str::to_owned));
+    names.extend(keys.filter(|key| is_http_key(key)).map(str::to_owned));
     names
 }
 
-/// True if nothing of the rule is left at L4.
-fn only_http(rule: &Rule) -> bool {
-    let mut sources = rule.from.iter().flatten();
-    let sources_left = sources.any(|from| {
-        let mut source = from.source.clone();
+/// True for an attribute of conditions that node proxies don't see. The remote address is that of the connection there.
+fn is_http_key(key: &str) -> bool {
+    key.starts_with("request.") || key.starts_with("experimental.") || key == "connection.sni"
+}
+
+/// True if the rule matches everything at L4: it has no `from` or an entry of HTTP fields alone, the same of `to`, and all
+/// of `when` takes HTTP.
+fn falls_on_all(rule: &Rule) -> bool {
+    let is_blind_source = |source: &Source| {
+        let mut source = source.clone();
         source.request_principals.clear();
         source.not_request_principals.clear();
-        source.remote_ip_blocks.clear();
-        source.not_remote_ip_blocks.clear();
-        !source.is_empty()
-    });
-    let mut operations = rule.to.iter().flatten();
-    let ports_left = operations.any(|to| !to.operation.ports.is_empty() || !to.operation.not_ports.is_empty());
-    let l4_keys = ["source.", "destination."];
-    let mut conditions = rule.when.iter().flatten();
-    let conditions_left = conditions.any(|condition| l4_keys.iter().any(|prefix| condition.key.starts_with(prefix)));
-    !sources_left && !ports_left && !conditions_left
+        source.is_empty()
+    };
+    let any_source = rule.from.as_ref().is_none_or(|from| from.iter().any(|entry| is_blind_source(&entry.source)));
+    let is_portless = |entry: &To| entry.operation.ports.is_empty() && entry.operation.not_ports.is_empty();
+    let any_operation = rule.to.as_ref().is_none_or(|to| to.iter().any(is_portless));
+    any_source && any_operation && rule.when.iter().flatten().all(|condition| is_http_key(&condition.key))
 }
 
 /// Principals and service accounts that nobody in a declared namespace has.

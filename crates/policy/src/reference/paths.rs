@@ -60,31 +60,28 @@ pub(crate) fn readings(target: &str, how: PathNormalization) -> Option<BTreeSet<
 }
 
 fn unescape(raw: &str) -> String {
-    let mut bytes: Vec<u8> = raw.bytes().rev().collect();
-    let mut out = String::new();
-    while let Some(byte) = bytes.pop() {
-        let hex: String = bytes.iter().rev().take(2).map(|&b| char::from(b)).collect();
-        let escape =
-            (byte == b'%' && hex.len() == 2 && !hex.contains('+')).then(|| u8::from_str_radix(&hex, 16).ok()).flatten();
-        match (byte, escape) {
-            (b'%', None) => {
-                let mut after =
-                    unescape(&String::from_utf8_lossy(&bytes.iter().rev().copied().collect::<Vec<_>>())).into_bytes();
-                after.resize(2, b'-');
-                out.push_str(if after.iter().all(u8::is_ascii_hexdigit) { "%25" } else { "%" });
+    let mut pieces: Vec<String> = Vec::new();
+    let mut rest = raw.as_bytes();
+    while let Some((&byte, after)) = rest.split_first() {
+        let hex = after.get(..2).and_then(|hex| std::str::from_utf8(hex).ok()).filter(|hex| !hex.contains('+'));
+        let escape = hex.filter(|_| byte == b'%').and_then(|hex| Some((hex, u8::from_str_radix(hex, 16).ok()?)));
+        rest = if escape.is_some() { &after[2..] } else { after };
+        pieces.push(match (byte, escape) {
+            (_, Some((_, inner))) if inner.is_ascii_alphanumeric() || [b'-', b'.', b'_', b'~'].contains(&inner) => {
+                char::from(inner).to_string()
             }
-            (b'%', Some(inner)) if inner.is_ascii_alphanumeric() || [b'-', b'.', b'_', b'~'].contains(&inner) => {
-                out.push(char::from(inner));
-                bytes.truncate(bytes.len() - 2);
-            }
-            (b'\\', _) => out.push('/'),
+            (_, Some((hex, _))) => format!("%{hex}"),
+            (b'\\', _) => "/".to_owned(),
             (b'"' | b'<' | b'>' | b'^' | b'`' | b'{' | b'|' | b'}' | 0..=b' ' | 0x7f..=0xff, _) => {
-                out.push_str(&format!("%{byte:02X}"));
+                format!("%{byte:02X}")
             }
-            _ => out.push(char::from(byte)),
-        }
+            _ => char::from(byte).to_string(),
+        });
     }
-    out
+    let digit =
+        |at: usize| pieces.get(at).is_some_and(|piece: &String| u8::from_str_radix(piece, 16).is_ok_and(|n| n < 16));
+    let piece = |at: usize| if pieces[at] == "%" && digit(at + 1) && digit(at + 2) { "%25" } else { &pieces[at] };
+    (0..pieces.len()).map(piece).collect()
 }
 
 fn slashes(path: String) -> String {

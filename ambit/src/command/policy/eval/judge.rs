@@ -130,7 +130,10 @@ impl PolicyFiles {
         }
         let written = self.file(&case.policies)?;
         let names = case.target.names();
-        let point = case.target.point(names.as_ref()).ok_or("the case names neither a waypoint nor a workload")?;
+        let point = case
+            .target
+            .point(names.as_ref())
+            .ok_or("target: it has neither `service` and `waypoint` nor `workload`")?;
         let root = case.target.root_namespace();
         let here: Vec<_> = written.iter().filter(|policy| point.enforces(policy.get(), root).is_some()).collect();
         let enforceable = here.iter().map(|policy| policy.enforceable());
@@ -150,11 +153,12 @@ impl PolicyFiles {
             return Ok(Rc::clone(policies));
         }
         let path = self.root.join(name);
-        let text = fs::read_to_string(&path).map_err(|error| format!("{}: can't be read: {error}", path.display()))?;
+        let text = fs::read_to_string(&path)
+            .map_err(|error| format!("policies: {}: can't be read: {error}; is `--root` right?", path.display()))?;
         let loaded = load_text(name, &text);
         // What isn't said about one policy leaves open whether all were read.
         if let Some(error) = loaded.diagnostics.iter().find(|found| found.is_error() && found.object.is_none()) {
-            return Err(error.to_string());
+            return Err(format!("policies: {error}"));
         }
         let policies: Vec<_> = loaded.objects.into_iter().chain(loaded.malformed).filter_map(written).collect();
         let policies = Rc::new(policies);

@@ -8,10 +8,11 @@ use ambit_mesh::{
     inputs::{Inputs, NamespacedName},
     way::{self, Considered, Journey, Way},
 };
-use ambit_policy::{Claims, ConnectionFacts, Explanation, RequestFacts, Verdict};
+use ambit_policy::{Change, Claims, ConnectionFacts, Explanation, RequestFacts, Verdict};
 use serde::Serialize;
 
 use super::Point;
+use crate::command::policy::service;
 
 /// What is asked.
 pub struct Question<'a> {
@@ -51,14 +52,15 @@ pub struct Asked {
     pub host: String,
     /// The client's identity.
     pub principal: String,
-    pub source_ip: IpAddr,
+    /// The client's address, if it is known.
+    pub source_ip: Option<IpAddr>,
     /// `namespace/name` of the service.
     pub service: String,
     pub port: u16,
 }
 
 /// A point on the way.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Step {
     pub point: Kind,
     /// What it stands at: a service account, a Gateway, a pod.
@@ -71,6 +73,9 @@ pub struct Step {
     /// How each policy comes to be enforced here, or why it isn't.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub attached: Vec<Attached>,
+    /// For a denial that is no rule's: what would change it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<String>,
 }
 
 /// What kind of point it is.
@@ -88,7 +93,7 @@ pub enum Kind {
 }
 
 /// A policy and why it counts here.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Attached {
     /// `namespace/name`.
     pub policy: String,
@@ -110,13 +115,15 @@ const HTTP_PORT: u16 = 80;
 /// Works the way out and asks every point on it.
 ///
 /// # Errors
-/// The client can't have an identity.
+/// The client can't have an identity, or the files have services but not this one.
 pub fn answer(inputs: &Inputs, question: &Question<'_>) -> Result<Answer, String> {
+    service::check(inputs, question.to)?;
     let journey = Journey { from: question.from, to: question.to, port: question.port };
     let way = way::way(inputs, &journey);
     let NamespacedName { namespace, name } = question.from;
     let identity = SpiffeId::new(&inputs.settings.trust_domain, namespace, name).map_err(|error| error.to_string())?;
-    let source_ip = question.source_ip.or(way.client.address).unwrap_or(UNKNOWN);
+    let known_ip = question.source_ip.or(way.client.address);
+    let source_ip = known_ip.unwrap_or(UNKNOWN);
     let mut assumptions = way.assumptions.clone();
     let claims: Claims = question.claims.iter().cloned().collect();
     let asking = Asking {
@@ -130,18 +137,18 @@ pub fn answer(inputs: &Inputs, question: &Question<'_>) -> Result<Answer, String
         claims: (!claims.is_empty()).then_some(claims),
     };
     let steps = asking.steps();
-    if source_ip == UNKNOWN && steps.iter().any(Step::speaks_of_addresses) {
+    if known_ip.is_none() && steps.iter().any(Step::speaks_of_addresses) {
         assumptions.push(format!(
             "policies speak of the client's address, which isn't known; give `--source-ip` ({UNKNOWN} is assumed)"
         ));
     }
-    let (verdict, ask, reason) = overall(&steps);
+    let (verdict, ask, reason) = overall(&steps, question.at);
     let request = Asked {
         method: question.method.to_owned(),
         path: question.path.to_owned(),
         host: asking.host.clone(),
         principal: identity.to_string(),
-        source_ip,
+        source_ip: known_ip,
         service: question.to.to_string(),
         port: way.port,
     };
@@ -158,10 +165,17 @@ fn host(inputs: &Inputs, question: &Question<'_>, port: u16) -> String {
 }
 
 /// The first denial decides; of pods that differ, any may be hit.
-fn overall(steps: &[Step]) -> (Verdict, Option<String>, String) {
+fn overall(steps: &[Step], at: Option<Point>) -> (Verdict, Option<String>, String) {
     let name = |step: &Step| format!("{}: {}", step.title(), step.reason);
     match steps.iter().find(|step| step.verdict == Verdict::Deny) {
-        None => (Verdict::Allow, None, "every point on the way lets it pass".to_owned()),
+        None => {
+            let reason = match at {
+                None => "every point on the way lets it pass",
+                Some(Point::Waypoint) => "the waypoint lets it pass; the other points on the way weren't asked",
+                Some(Point::Ztunnel) => "the pod's node proxy lets it pass; the other points on the way weren't asked",
+            };
+            (Verdict::Allow, None, reason.to_owned())
+        }
         Some(step) => {
             let ask = step.explanation.as_ref().and_then(|explanation| explanation.decision.ask.as_deref());
             (Verdict::Deny, ask.map(str::to_owned), name(step))
@@ -204,35 +218,36 @@ impl Asking<'_> {
     }
 
     fn outbound(&self) -> Step {
-        let gateway = |waypoint: &way::Waypoint| match &waypoint.gateway {
+        let step = Step::plain(Kind::ZtunnelOutbound, self.question.from.to_string());
+        let allowed = |reason: String| Step { reason, ..step.clone() };
+        if !self.way.client.captured {
+            return allowed("the client is outside of the mesh: plaintext, no identity, no waypoint".to_owned());
+        }
+        if let Some(service) = self.inputs.services.get(self.question.to).filter(|_| !self.way.has_port) {
+            let reason = format!("service `{}` has no port {}", self.question.to, self.way.port);
+            let known: Vec<_> = service.ports.iter().map(|port| port.port.to_string()).collect();
+            return step.denied(reason, format!("use a port that it has ({})", known.join(", ")));
+        }
+        let Some(waypoint) = &self.way.waypoint else {
+            return allowed(format!("carries it to the pod as {}; the service has no waypoint", self.identity));
+        };
+        let name = match &waypoint.gateway {
             Some(gateway) => format!("waypoint `{gateway}`"),
             None => "its waypoint".to_owned(),
         };
-        let (verdict, reason) = match &self.way.waypoint {
-            _ if !self.way.client.captured => {
-                (Verdict::Allow, "the client is outside of the mesh: plaintext, no identity, no waypoint".to_owned())
-            }
-            Some(waypoint) => match waypoint.problem {
-                Some(problem) => (
-                    Verdict::Deny,
-                    format!("the service asks for {}, which can't be had: {problem}", gateway(waypoint)),
-                ),
-                None => (Verdict::Allow, format!("carries it to {} as {}", gateway(waypoint), self.identity)),
-            },
-            None => {
-                (Verdict::Allow, format!("carries it to the pod as {}; the service has no waypoint", self.identity))
-            }
-        };
-        let name = self.question.from.to_string();
-        Step { point: Kind::ZtunnelOutbound, name, verdict, reason, explanation: None, attached: Vec::new() }
+        match waypoint.problem {
+            None => allowed(format!("carries it to {name} as {}", self.identity)),
+            Some(problem) => step.denied(
+                format!("the service asks for {name}, which can't be had: {problem}"),
+                "mend the Gateway, or the label `istio.io/use-waypoint` of the Service or its namespace".to_owned(),
+            ),
+        }
     }
 
     fn waypoint(&self) -> Option<Step> {
         let Some(waypoint) = &self.way.waypoint else {
-            let reason = format!("service `{}` has no waypoint", self.question.to);
-            let name = self.question.to.to_string();
-            let (point, verdict) = (Kind::Waypoint, Verdict::Allow);
-            return Some(Step { point, name, verdict, reason, explanation: None, attached: Vec::new() });
+            let reason = format!("service `{}` has no waypoint, so nothing is judged at one", self.question.to);
+            return Some(Step { reason, ..Step::plain(Kind::Waypoint, format!("of {}: none", self.question.to)) });
         };
         let name = waypoint.gateway.as_ref().map_or_else(|| "assumed".to_owned(), ToString::to_string);
         let connection = ConnectionFacts::new(self.source_ip, self.way.address.unwrap_or(UNKNOWN), self.way.port)
@@ -249,37 +264,40 @@ impl Asking<'_> {
             Some(pod) if destination.others == 0 => pod.to_string(),
             Some(pod) => format!("{pod} and {} like it", destination.others),
         };
-        let plain = |point, verdict, reason: String| Step {
-            point,
-            name: name.clone(),
-            verdict,
-            reason,
-            explanation: None,
-            attached: Vec::new(),
-        };
+        let inbound = Step::plain(Kind::ZtunnelInbound, name.clone());
         let Some(port) = destination.port else {
             let reason = "the pod has no port of the name that the service's port leads to".to_owned();
-            steps.push(plain(Kind::ZtunnelInbound, Verdict::Deny, reason));
+            let remedy = "give a port of the pod's containers that name, or use its number as `targetPort`".to_owned();
+            steps.push(inbound.denied(reason, remedy));
             return;
         };
         if !destination.captured {
             let reason = "the pod is outside of the mesh: nothing is enforced there".to_owned();
-            steps.push(plain(Kind::ZtunnelInbound, Verdict::Allow, reason));
+            steps.push(Step { reason, ..inbound });
             return;
         }
         if let Some(guard) = destination.guards.first() {
-            let through = self.way.waypoint.as_ref().filter(|_| self.passes_waypoint());
-            let admitted = through.and_then(|waypoint| waypoint.gateway.as_ref());
-            let (verdict, reason) = if admitted.is_some_and(|gateway| destination.guards.contains(gateway)) {
-                (Verdict::Allow, format!("port {port} is open to waypoint `{guard}` alone, and that is who comes"))
-            } else {
-                (Verdict::Deny, format!("port {port} is reachable only through waypoint `{guard}`"))
-            };
-            steps.push(plain(Kind::Guard, verdict, reason));
+            steps.push(self.guard(destination, guard, port, name.clone()));
         }
         let connection = ConnectionFacts::new(self.source_ip, destination.address.unwrap_or(UNKNOWN), port)
             .with_identity(self.way.client.captured.then(|| self.identity.clone()));
         steps.push(self.judged(Kind::ZtunnelInbound, name, &destination.policies, &connection, None));
+    }
+
+    fn guard(&self, destination: &way::Destination, guard: &NamespacedName, port: u16, name: String) -> Step {
+        let step = Step::plain(Kind::Guard, name);
+        let through = self.way.waypoint.as_ref().filter(|_| self.passes_waypoint());
+        let admitted = through.and_then(|waypoint| waypoint.gateway.as_ref());
+        if admitted.is_some_and(|gateway| destination.guards.contains(gateway)) {
+            let reason = format!("port {port} is open to waypoint `{guard}` alone, and that is who comes");
+            return Step { reason, ..step };
+        }
+        let remedy = if self.way.client.captured {
+            format!("call a service that is bound to waypoint `{guard}`")
+        } else {
+            "take the client into the mesh: label its namespace `istio.io/dataplane-mode: ambient`".to_owned()
+        };
+        step.denied(format!("port {port} is reachable only through waypoint `{guard}`"), remedy)
     }
 
     fn judged(
@@ -291,10 +309,19 @@ impl Asking<'_> {
         request: Option<&RequestFacts<'_>>,
     ) -> Step {
         let counted = policies.iter().filter(|considered| considered.left_out.is_none());
-        let enforceable = counted.map(|considered| considered.policy.as_ref().map_err(Clone::clone));
+        let enforceable = counted.map(|considered| considered.policy.as_deref().map_err(Clone::clone));
         let settings = &self.inputs.settings;
         let enforced = enforce(enforceable, &settings.options(), settings.paths());
-        let explanation = enforced.compiled.explain(connection, request);
+        let mut explanation = enforced.compiled.explain(connection, request);
+        let is_decided_by = |considered: &Considered| {
+            let (object, decided) = (&considered.object, explanation.decision.policy.as_ref());
+            decided.is_some_and(|policy| *policy.namespace == *object.namespace && *policy.name == *object.name)
+        };
+        // Nobody has written that policy.
+        if policies.iter().any(|policy| policy.via == way::PEER_AUTHENTICATION && is_decided_by(policy)) {
+            let text = "take the client into the mesh, or let a PeerAuthentication take plaintext (`mode: PERMISSIVE`)";
+            explanation.changes = vec![Change { policy: None, rule: None, text: text.to_owned() }];
+        }
         let refusal = enforced.refusal.as_ref();
         let attached = policies.iter().map(|considered| {
             let policy = format!("{}/{}", considered.object.namespace, considered.object.name);
@@ -307,13 +334,24 @@ impl Asking<'_> {
             _ => explanation.decision.reason.to_string(),
         };
         let verdict = explanation.decision.verdict;
-        Step { point, name, verdict, reason, attached: attached.collect(), explanation: Some(explanation) }
+        let remedy = refusal.map(|refusal| format!("mend policy {}, or remove it", refusal.policy));
+        Step { point, name, verdict, reason, attached: attached.collect(), explanation: Some(explanation), remedy }
     }
 }
 
 // === impl Step ===
 
 impl Step {
+    /// It lets everything pass.
+    fn plain(point: Kind, name: String) -> Self {
+        let reason = String::new();
+        Self { point, name, verdict: Verdict::Allow, reason, explanation: None, attached: Vec::new(), remedy: None }
+    }
+
+    fn denied(self, reason: String, remedy: String) -> Self {
+        Self { verdict: Verdict::Deny, reason, remedy: Some(remedy), ..self }
+    }
+
     fn speaks_of_addresses(&self) -> bool {
         let names = ["ipBlocks", "notIpBlocks", "remoteIpBlocks", "notRemoteIpBlocks", "source.ip", "remote.ip"];
         let rules = self.explanation.iter().flat_map(|e| &e.policies).flat_map(|policy| &policy.rules);

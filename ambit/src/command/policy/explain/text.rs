@@ -17,7 +17,8 @@ pub fn render(answer: &Answer) -> String {
     let Asked { method, path, host, principal, source_ip, service, port } = &answer.request;
     let mut out = String::new();
     // Writing to a string can't fail.
-    let _ = writeln!(out, "{method} {path} to {service}:{port} (host {host})\nfrom {principal} at {source_ip}\n");
+    let at = source_ip.map_or("an unknown address".to_owned(), |address| address.to_string());
+    let _ = writeln!(out, "{method} {path} to {service}:{port} (host {host})\nfrom {principal} at {at}\n");
     let verdict = match &answer.ask {
         Some(provider) => format!("HANGS ON PROVIDER `{provider}`"),
         None => if answer.verdict == Verdict::Allow { "ALLOWED" } else { "DENIED" }.to_owned(),
@@ -32,6 +33,9 @@ pub fn render(answer: &Answer) -> String {
         attached(step, &mut out);
         if let Some(explanation) = &step.explanation {
             explained(explanation, step, &mut out);
+        }
+        if let Some(remedy) = &step.remedy {
+            let _ = writeln!(out, "   to allow it: {remedy}");
         }
     }
     out

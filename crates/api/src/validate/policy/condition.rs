@@ -75,7 +75,7 @@ pub(super) fn check(check: &mut Check<'_>, action: Action, field: &str, conditio
         }
     };
     for (name, values) in [("values", &condition.values), ("notValues", &condition.not_values)] {
-        check_values(check, kind, &List { field: format!("{field}.{name}"), values });
+        check_values(check, kind, &List { parent: field, name, values });
     }
 }
 

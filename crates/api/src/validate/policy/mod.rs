@@ -7,6 +7,8 @@ mod path;
 mod rule;
 mod values;
 
+use std::fmt;
+
 pub(super) use self::{attachment::check_selector, values::is_token};
 use super::Check;
 use crate::{AuthorizationPolicy, authorization_policy::Action, codes, text::quoted};
@@ -30,16 +32,34 @@ pub(super) fn check(check: &mut Check<'_>, policy: &AuthorizationPolicy) {
 }
 
 /// What a list of values is checked as.
-#[derive(Clone)]
+#[derive(Clone, Copy)]
 struct List<'a> {
-    /// Its field, for example `spec.rules[0].to[0].operation.paths`.
-    field: String,
+    /// The field that it is in, for example `spec.rules[0].to[0].operation`.
+    parent: &'a str,
+    /// Its name there, for example `paths`.
+    name: &'static str,
     values: &'a [String],
 }
 
-impl List<'_> {
-    fn each(&self) -> impl Iterator<Item = (String, &str)> {
-        self.values.iter().enumerate().map(|(index, value)| (format!("{}[{index}]", self.field), value.as_str()))
+/// A value's field, for example `spec.rules[0].to[0].operation.paths[0]`. It is made into text only for a diagnostic.
+#[derive(Clone, Copy)]
+struct Element<'a>(List<'a>, usize);
+
+impl<'a> List<'a> {
+    fn each(self) -> impl Iterator<Item = (Element<'a>, &'a str)> {
+        self.values.iter().enumerate().map(move |(index, value)| (Element(self, index), value.as_str()))
+    }
+}
+
+impl fmt::Display for List<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.parent, self.name)
+    }
+}
+
+impl fmt::Display for Element<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}[{}]", self.0, self.1)
     }
 }
 
@@ -86,7 +106,8 @@ fn check_action(check: &mut Check<'_>, policy: &AuthorizationPolicy) {
         }
         Action::Custom if provider.is_none_or(|provider| provider.name.is_empty()) => {
             let message = "CUSTOM needs `provider.name`";
-            check.error(codes::CUSTOM_WITHOUT_PROVIDER, "spec.provider.name", message, "name the provider to ask");
+            let field = if provider.is_some() { "spec.provider.name" } else { "spec.action" };
+            check.error(codes::CUSTOM_WITHOUT_PROVIDER, field, message, "name the provider to ask");
         }
         Action::Deny if spec.rules.is_none() => {
             let help = "add `rules`; `rules: [{}]` denies everything";

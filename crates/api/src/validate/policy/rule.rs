@@ -45,7 +45,7 @@ fn check_source(check: &mut Check<'_>, action: Action, field: &str, source: &Sou
         check.error(codes::EMPTY_SOURCE, field, "`source` has no field with a value", help);
         return;
     }
-    let list = |name: &str, values| List { field: format!("{field}.{name}"), values };
+    let list = |name, values| List { parent: field, name, values };
     let principals = [list("principals", &source.principals), list("notPrincipals", &source.not_principals)];
     let request_principals = [
         list("requestPrincipals", &source.request_principals),
@@ -62,13 +62,12 @@ fn check_source(check: &mut Check<'_>, action: Action, field: &str, source: &Sou
         list("notRemoteIpBlocks", &source.not_remote_ip_blocks),
     ];
     let all = [&principals[..], &request_principals, &namespaces, &accounts, &domains, &addresses].concat();
-    check_written_empty(check, &all);
+    check_written_empty(check, field, &all);
     if action == Action::Custom {
         let unsupported = [&principals[..], &request_principals, &namespaces, &accounts, &domains].concat();
         for list in unsupported.iter().filter(|list| !list.values.is_empty()) {
-            let name = list.field.rsplit('.').next().unwrap_or_default();
-            let message = format!("`{name}` is not supported with CUSTOM");
-            check.error(codes::CUSTOM_UNSUPPORTED, &list.field, message, "let the provider decide on identities");
+            let message = format!("`{}` is not supported with CUSTOM", list.name);
+            check.error(codes::CUSTOM_UNSUPPORTED, list, message, "let the provider decide on identities");
         }
     }
     let used = |lists: &[List<'_>]| lists.iter().any(|list| !list.values.is_empty());
@@ -77,7 +76,7 @@ fn check_source(check: &mut Check<'_>, action: Action, field: &str, source: &Sou
         let help = "keep one of them, or write two entries of `from`";
         check.error(
             codes::ACCOUNTS_WITH_PRINCIPALS,
-            &accounts[usize::from(accounts[0].values.is_empty())].field,
+            &accounts[usize::from(accounts[0].values.is_empty())],
             message,
             help,
         );
@@ -96,12 +95,12 @@ fn check_operation(check: &mut Check<'_>, field: &str, operation: &Operation) {
         check.error(codes::EMPTY_OPERATION, field, "`operation` has no field with a value", help);
         return;
     }
-    let list = |name: &str, values| List { field: format!("{field}.{name}"), values };
+    let list = |name, values| List { parent: field, name, values };
     let hosts = [list("hosts", &operation.hosts), list("notHosts", &operation.not_hosts)];
     let ports = [list("ports", &operation.ports), list("notPorts", &operation.not_ports)];
     let methods = [list("methods", &operation.methods), list("notMethods", &operation.not_methods)];
     let paths = [list("paths", &operation.paths), list("notPaths", &operation.not_paths)];
-    check_written_empty(check, &[&hosts[..], &ports, &methods, &paths].concat());
+    check_written_empty(check, field, &[&hosts[..], &ports, &methods, &paths].concat());
     hosts.iter().for_each(|list| values::check_hosts(check, list));
     ports.iter().for_each(|list| values::check_ports(check, list));
     methods.iter().for_each(|list| values::check_methods(check, list));
@@ -111,25 +110,30 @@ fn check_operation(check: &mut Check<'_>, field: &str, operation: &Operation) {
 /// `from:` with nothing behind it reads like a restriction and would be none: what should stand there was forgotten, or
 /// is indented wrongly.
 fn check_written_null(check: &mut Check<'_>, field: &str, rule: &Rule) {
+    let Some(written) = check.origin.node(field) else { return };
     for (name, absent, code) in [
         ("from", rule.from.is_none(), codes::EMPTY_FROM),
         ("to", rule.to.is_none(), codes::EMPTY_TO),
         ("when", rule.when.as_ref().is_none_or(Vec::is_empty), codes::CONDITION_WITHOUT_VALUES),
     ] {
-        let field = format!("{field}.{name}");
-        if absent && check.origin.is_written(&field) {
+        if absent && written.get(name).is_some() {
             let message = format!("`{name}` has no value, so it would restrict nothing");
-            check.error(code, &field, message, format!("remove `{name}` to match everything, or add an entry"));
+            check.error(
+                code,
+                &format_args!("{field}.{name}"),
+                message,
+                format!("remove `{name}` to match everything, or add an entry"),
+            );
         }
     }
 }
 
 /// `principals: []` reads like "nobody" and means "anybody".
-fn check_written_empty(check: &mut Check<'_>, lists: &[List<'_>]) {
-    for list in lists.iter().filter(|list| list.values.is_empty() && check.origin.is_written(&list.field)) {
-        let name = list.field.rsplit('.').next().unwrap_or_default();
-        let message = format!("`{name}` without values would restrict nothing");
-        check.error(codes::SUSPICIOUS_VALUE, &list.field, message, "add values, or remove it");
+fn check_written_empty(check: &mut Check<'_>, field: &str, lists: &[List<'_>]) {
+    let Some(written) = check.origin.node(field) else { return };
+    for list in lists.iter().filter(|list| list.values.is_empty() && written.get(list.name).is_some()) {
+        let message = format!("`{}` without values would restrict nothing", list.name);
+        check.error(codes::SUSPICIOUS_VALUE, list, message, "add values, or remove it");
     }
 }
 
@@ -145,6 +149,8 @@ fn check_tcp_reach(check: &mut Check<'_>, field: &str, rule: &Rule) {
             &source.not_service_accounts,
             &source.ip_blocks,
             &source.not_ip_blocks,
+            &source.remote_ip_blocks,
+            &source.not_remote_ip_blocks,
         ]
         .iter()
         .any(|values| !values.is_empty())

@@ -60,7 +60,7 @@ pub(super) fn check_namespaces(check: &mut Check<'_>, list: &List<'_>) {
 pub(super) fn check_service_accounts(check: &mut Check<'_>, list: &List<'_>) {
     if list.values.len() > MAX_SERVICE_ACCOUNTS {
         let message = format!("{} values are more than the {MAX_SERVICE_ACCOUNTS} allowed", list.values.len());
-        check.error(codes::BAD_SERVICE_ACCOUNT, &list.field, message, "write several entries of `from`");
+        check.error(codes::BAD_SERVICE_ACCOUNT, list, message, "write several entries of `from`");
     }
     for (field, value) in list.each() {
         if let Some(fault) = service_account_fault(value) {
