@@ -25,6 +25,10 @@ const DECISIONS: u32 = 200;
 /// Numbers of rules that have bars. Sizes in between would show nothing that these two don't.
 const SIZES: [u32; 2] = [10, 10_000];
 
+/// Policies, all on the target, of the one explanation that is counted: what `ambit policy explain` does once it has read
+/// its files.
+const EXPLAINED: u32 = 1_000;
+
 /// The argument with which this program runs itself under callgrind.
 const WORK: &str = "--work";
 
@@ -69,6 +73,7 @@ fn figures() -> Vec<(String, u32)> {
             }
         }
     }
+    figures.push((format!("explain/{EXPLAINED}"), 1));
     figures
 }
 
@@ -198,6 +203,13 @@ fn work() {
             counted(&mut whole, DECISIONS);
         }
     }
+    let scenario = Scenario::new(EXPLAINED);
+    let (connection, request) = (scenario.connection(Case::Hit), scenario.request(Case::Hit));
+    let mut explain = || {
+        let compiled = black_box(&scenario).compile();
+        drop(black_box(compiled.explain(black_box(&connection), Some(black_box(&request)))));
+    };
+    counted(&mut explain, 1);
 }
 
 /// What callgrind counts in: it is told this function's name.

@@ -121,7 +121,8 @@ impl Source {
     #[must_use]
     pub fn new(name: impl Into<String>, text: impl Into<String>) -> Self {
         let text = text.into();
-        let lines = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
+        let breaks = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
+        let lines = std::iter::once(0).chain(breaks.map(|(at, _)| at + 1)).collect();
         Self { name: name.into(), text, lines }
     }
 
@@ -252,6 +253,11 @@ impl Findings {
             self.has_error |= diagnostic.is_error();
             self.list.push(diagnostic);
         }
+    }
+
+    /// Pushes what was found elsewhere, bounded in the same way: what is kept is what would be, had it been found here.
+    pub(crate) fn extend(&mut self, found: Vec<Diagnostic>) {
+        found.into_iter().for_each(|diagnostic| self.push(diagnostic));
     }
 
     pub(crate) fn into_list(self) -> Vec<Diagnostic> {

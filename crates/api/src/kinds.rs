@@ -52,6 +52,11 @@ impl<'a> Reading<'a> {
         Self { source, objects, malformed, found, read: 0 }
     }
 
+    /// Objects met so far, also those that can't be read.
+    pub(crate) fn met(&self) -> usize {
+        self.read
+    }
+
     /// Reads one document: an object, a `List` of them, or nothing.
     pub(crate) fn document(&mut self, root: Node) {
         if root.value == Value::Null {

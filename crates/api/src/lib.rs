@@ -16,6 +16,7 @@ mod load;
 pub mod mesh_config;
 mod object;
 pub mod peer_authentication;
+mod read;
 pub mod spiffe;
 mod text;
 mod validate;

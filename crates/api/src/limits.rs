@@ -29,3 +29,12 @@ pub const MAX_DIAGNOSTICS: usize = 1000;
 
 /// Longest quotation of a user's value in a message, in bytes.
 pub const MAX_QUOTED_BYTES: usize = 128;
+
+/// Most threads that one [`crate::load`] reads on.
+pub const MAX_THREADS: usize = 8;
+
+/// Fewest bytes that more than one thread is used for: below, starting them takes longer than it saves.
+pub const MIN_SHARED_BYTES: usize = 64 * 1024;
+
+/// Size of the parts that a file of many documents is cut into for several threads, in bytes.
+pub const PART_BYTES: usize = 16 * 1024;

@@ -12,7 +12,9 @@ use crate::{
     Diagnostic, Object, Severity, Source,
     codes::{self, Code},
     diagnostic::Findings,
-    kinds, limits, validate, yaml,
+    limits,
+    read::{self, Sharing},
+    validate,
 };
 
 /// Everything that was read, and everything to say about it.
@@ -38,21 +40,20 @@ pub fn load(paths: &[PathBuf]) -> Loaded {
         walk.given(path);
     }
     let mut loaded = Loaded { diagnostics: walk.diagnostics, ..Loaded::default() };
-    for path in walk.files {
-        match read(&path) {
-            Ok(bytes) => loaded.read_bytes(&path.display().to_string(), bytes),
-            Err(error) => loaded.diagnostics.push(unreadable(&path, &error)),
-        }
-    }
-    loaded.validated()
+    let sources = walk.files.iter().map(|path| match read_file(path) {
+        Ok(bytes) => source(&path.display().to_string(), bytes),
+        Err(error) => Err(unreadable(path, &error)),
+    });
+    loaded.read(sources.collect(), None);
+    loaded
 }
 
 /// Reads YAML text as if it were a file of this name, and validates what it holds.
 #[must_use]
 pub fn load_text(name: &str, text: &str) -> Loaded {
     let mut loaded = Loaded::default();
-    loaded.read_bytes(name, text.as_bytes().to_vec());
-    loaded.validated()
+    loaded.read(vec![source(name, text.as_bytes().to_vec())], None);
+    loaded
 }
 
 /// The files that the given paths lead to.
@@ -74,39 +75,42 @@ impl Loaded {
         self.diagnostics.iter().any(Diagnostic::is_error)
     }
 
-    fn read_bytes(&mut self, name: &str, bytes: Vec<u8>) {
-        if bytes.len() > limits::MAX_FILE_BYTES {
-            let message = format!("the file is larger than {} bytes", limits::MAX_FILE_BYTES);
-            self.diagnostics.push(about_file(name, codes::TOO_LARGE, message, "split it"));
-            return;
-        }
-        let text = match String::from_utf8(bytes) {
-            Ok(text) => text,
-            Err(error) => {
-                self.diagnostics.push(not_utf8(name, &error));
-                return;
+    /// Reads and validates the files that can be read. For a test, as told.
+    fn read(&mut self, sources: Vec<Result<Arc<Source>, Diagnostic>>, sharing: Option<Sharing>) {
+        let readable: Vec<_> = sources.iter().filter_map(|source| source.as_ref().ok()).collect();
+        let sharing = sharing.unwrap_or_else(|| Sharing::of(&readable));
+        let mut read = read::read(&readable, sharing).into_iter();
+        let mut validated = Findings::default();
+        for source in sources {
+            match source {
+                Err(diagnostic) => self.diagnostics.push(diagnostic),
+                Ok(_) => {
+                    let Some(file) = read.next() else { continue };
+                    self.objects.extend(file.objects);
+                    self.malformed.extend(file.malformed);
+                    self.diagnostics.extend(file.found);
+                    validated.extend(file.validated);
+                }
             }
-        };
-        // The mark is dropped from what positions count in: editors don't show it.
-        let source = Arc::new(Source::new(name, text.strip_prefix('\u{feff}').unwrap_or(&text)));
-        let mut found = Findings::default();
-        let (documents, problems) = yaml::parse(source.text());
-        // The YAML's own problems first: were there too many diagnostics, these explain the others.
-        for problem in problems {
-            let diagnostic = Diagnostic::new(Severity::Error, problem.code, problem.message, problem.help);
-            found.push(diagnostic.at(source.place(problem.span)));
         }
-        let mut reading = kinds::Reading::new(&source, &mut self.objects, &mut self.malformed, &mut found);
-        documents.into_iter().for_each(|document| reading.document(document));
-        let mut found = found.into_list();
-        found.sort_by_key(|diagnostic| diagnostic.place.as_ref().map(|place| place.span.start));
-        self.diagnostics.append(&mut found);
+        validate::check_together(&self.objects, &mut validated);
+        self.diagnostics.extend(validated.into_list());
     }
+}
 
-    fn validated(mut self) -> Self {
-        self.diagnostics.extend(validate::validate_and_mark(&mut self.objects));
-        self
+/// What bytes say, or why they say nothing.
+fn source(name: &str, bytes: Vec<u8>) -> Result<Arc<Source>, Diagnostic> {
+    if bytes.len() > limits::MAX_FILE_BYTES {
+        let message = format!("the file is larger than {} bytes", limits::MAX_FILE_BYTES);
+        return Err(about_file(name, codes::TOO_LARGE, message, "split it"));
     }
+    let text = String::from_utf8(bytes).map_err(|error| not_utf8(name, &error))?;
+    // The mark is dropped from what positions count in: editors don't show it.
+    let text = match text.strip_prefix('\u{feff}') {
+        Some(rest) => rest.to_owned(),
+        None => text,
+    };
+    Ok(Arc::new(Source::new(name, text)))
 }
 
 // === impl Walk ===
@@ -214,7 +218,7 @@ fn is_yaml(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml")
 }
 
-fn read(path: &Path) -> io::Result<Vec<u8>> {
+fn read_file(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let limit = limits::MAX_FILE_BYTES as u64 + 1;
     fs::File::open(path)?.take(limit).read_to_end(&mut bytes)?;
@@ -246,3 +250,6 @@ fn about_file(name: &str, code: Code, message: String, help: &str) -> Diagnostic
     diagnostic.file = Some(name.to_owned());
     diagnostic
 }
+
+#[cfg(test)]
+mod tests;

@@ -197,6 +197,12 @@ impl Origin {
         self.node(field).is_some_and(|node| matches!(node.value, yaml::Value::Null))
     }
 
+    /// True if both have the same text at the same places.
+    #[cfg(test)]
+    pub(crate) fn is_written_as(&self, other: &Self) -> bool {
+        self.object == other.object && self.written == other.written
+    }
+
     pub(crate) fn source(&self) -> Option<&Arc<Source>> {
         self.written.as_ref().map(|(source, _)| source)
     }

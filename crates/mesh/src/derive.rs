@@ -154,7 +154,7 @@ fn on_the_wire(policy: &Policy) -> security::Policy {
     security::Policy {
         namespace: object.namespace.clone(),
         name: object.name.clone(),
-        json: policy.json.to_vec(),
+        json: policy.json().to_vec(),
         rejection: policy.rejection().unwrap_or_default().to_owned(),
     }
 }

@@ -31,7 +31,7 @@ pub fn enforce<'a>(
     options: &Options,
     paths: PathNormalization,
 ) -> Enforced {
-    let read = policies.into_iter().map(|policy| policy.cloned()).collect::<Result<Vec<_>, _>>();
+    let read = policies.into_iter().collect::<Result<Vec<_>, _>>();
     match read.and_then(|policies| compile(&policies, options).map_err(Refusal::from)) {
         Ok(compiled) => Enforced { compiled: compiled.with_path_normalization(paths), refusal: None },
         Err(refusal) => Enforced { compiled: Compiled::deny_all(&refusal.reason), refusal: Some(refusal) },

@@ -6,7 +6,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     net::IpAddr,
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 use ambit_api::{AuthorizationPolicy, MeshConfig, PeerAuthentication, mesh_config::Normalization};
@@ -176,10 +176,11 @@ pub enum LabelOperator {
 }
 
 /// A policy, with its text for the wire.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Policy {
     pub(crate) policy: Arc<AuthorizationPolicy>,
-    pub(crate) json: Arc<[u8]>,
+    /// Written when it is first asked for: tools never do.
+    json: OnceLock<Arc<[u8]>>,
     pub(crate) rejection: Option<Arc<str>>,
 }
 
@@ -319,14 +320,27 @@ impl LabelRequirement {
 
 // === impl Policy ===
 
+/// Whether the text has been written yet is no difference.
+impl PartialEq for Policy {
+    fn eq(&self, other: &Self) -> bool {
+        self.policy == other.policy && self.rejection == other.rejection
+    }
+}
+
+impl Eq for Policy {}
+
 impl Policy {
     /// Takes a policy in.
     #[must_use]
     pub fn new(policy: AuthorizationPolicy) -> Self {
+        Self { policy: Arc::new(policy), json: OnceLock::new(), rejection: None }
+    }
+
+    /// It as JSON.
+    pub(crate) fn json(&self) -> &[u8] {
         // Writing a struct of strings as JSON into memory can't fail; were it to, the empty text is refused by every
         // reader, and the policy's targets denied.
-        let json = serde_json::to_vec(&policy).unwrap_or_default();
-        Self { policy: Arc::new(policy), json: json.into(), rejection: None }
+        self.json.get_or_init(|| serde_json::to_vec(&*self.policy).unwrap_or_default().into())
     }
 
     /// Takes in a policy that can't be enforced: what it targets is denied with this reason.

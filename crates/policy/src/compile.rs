@@ -1,5 +1,7 @@
 //! From policies as users write them to rules (`spec/authorization.md` 2.2 to 2.6, 2.11, 2.12).
 
+use std::borrow::Borrow;
+
 use ambit_api::{
     AuthorizationPolicy,
     authorization_policy::{Action, Condition, From, Operation, Rule as WrittenRule, Source, To},
@@ -34,9 +36,10 @@ pub(crate) const UNSUPPORTED_KEYS: &str = "experimental.envoy.filters.";
 /// # Errors
 /// On the first field that has no usable value or isn't supported; nothing is skipped. The caller installs
 /// [`Compiled::deny_all`] with the error as its reason.
-pub fn compile(policies: &[AuthorizationPolicy], options: &Options) -> Result<Compiled, CompileError> {
+pub fn compile(policies: &[impl Borrow<AuthorizationPolicy>], options: &Options) -> Result<Compiled, CompileError> {
     let (mut rules, mut compiled) = (Vec::new(), Vec::with_capacity(policies.len()));
     for policy in policies {
+        let policy = policy.borrow();
         let scope = Scope::new(policy, options)?;
         let own = scope.rules(policy.spec.rules.as_deref().unwrap_or_default())?;
         compiled.push(Policy {

@@ -75,6 +75,7 @@ enum Format {
 pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     let loaded = ambit_api::load(&args.files);
     refuse_unreadable(&loaded)?;
+    let origins: Vec<_> = loaded.objects.iter().chain(&loaded.malformed).map(|object| object.origin.clone()).collect();
     let (inputs, _) = local::preview(loaded);
     let question = Question {
         from: &args.from,
@@ -96,6 +97,8 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
         out.push('\n');
     }
     std::io::stdout().write_all(out.as_bytes()).map_err(|error| Failure::new(format!("can't print: {error}")))?;
+    // The process ends here. To give a large mesh's memory back piece by piece would take as long as the answer did.
+    std::mem::forget((origins, inputs, answer));
     Ok(ExitCode::SUCCESS)
 }
 

@@ -20,43 +20,47 @@ use crate::{
 /// itself, and two objects of one kind, namespace and name.
 #[must_use]
 pub fn validate(objects: &[Object]) -> Vec<Diagnostic> {
-    check_all(objects, |_, _| {})
+    let mut found = Findings::default();
+    for object in objects {
+        // Whoever made the objects keeps what they are rejected for.
+        let _rejection = check_one(object, &mut found);
+    }
+    check_together(objects, &mut found);
+    found.into_list()
 }
 
-/// [`validate`], and each object that can't be enforced as it is written gets its rejection.
-pub(crate) fn validate_and_mark(objects: &mut [Object]) -> Vec<Diagnostic> {
-    let mut rejections = Vec::new();
-    let found = check_all(objects, |index, rejection| rejections.push((index, rejection)));
-    for (index, rejection) in rejections {
-        if let Some(object) = objects.get_mut(index) {
+/// Checks each object by itself. Those that can't be enforced as they are written get their rejection.
+pub(crate) fn check_each_and_mark(objects: &mut [Object]) -> Vec<Diagnostic> {
+    let mut found = Findings::default();
+    for object in objects {
+        if let Some(rejection) = check_one(object, &mut found) {
             object.rejection.get_or_insert(rejection);
         }
     }
-    found
+    found.into_list()
 }
 
-fn check_all(objects: &[Object], mut rejected: impl FnMut(usize, Box<Diagnostic>)) -> Vec<Diagnostic> {
-    let mut found = Findings::default();
-    for (index, object) in objects.iter().enumerate() {
-        let mut check = Check { origin: &object.origin, found: &mut found, rejection: None };
-        names::check(&mut check, &object.resource);
-        match &object.resource {
-            Resource::Namespace(_) | Resource::ServiceAccount(_) => {}
-            Resource::Pod(pod) => workloads::check_pod(&mut check, pod),
-            Resource::Deployment(deployment) => workloads::check_deployment(&mut check, deployment),
-            Resource::Service(service) => workloads::check_service(&mut check, service),
-            Resource::Gateway(gateway) => gateway::check(&mut check, gateway),
-            Resource::AuthorizationPolicy(policy) => policy::check(&mut check, policy),
-            Resource::PeerAuthentication(policy) => peer_authentication::check(&mut check, policy),
-            Resource::MeshConfig(config) => mesh_config::check(&mut check, config),
-        }
-        if let Some(rejection) = check.rejection {
-            rejected(index, rejection);
-        }
+/// Checks what no object shows by itself.
+pub(crate) fn check_together(objects: &[Object], found: &mut Findings) {
+    find_duplicates(objects, found);
+    find_second_mesh_config(objects, found);
+}
+
+/// The first error that leaves open what the object means, if there is one.
+fn check_one(object: &Object, found: &mut Findings) -> Option<Box<Diagnostic>> {
+    let mut check = Check { origin: &object.origin, found, rejection: None };
+    names::check(&mut check, &object.resource);
+    match &object.resource {
+        Resource::Namespace(_) | Resource::ServiceAccount(_) => {}
+        Resource::Pod(pod) => workloads::check_pod(&mut check, pod),
+        Resource::Deployment(deployment) => workloads::check_deployment(&mut check, deployment),
+        Resource::Service(service) => workloads::check_service(&mut check, service),
+        Resource::Gateway(gateway) => gateway::check(&mut check, gateway),
+        Resource::AuthorizationPolicy(policy) => policy::check(&mut check, policy),
+        Resource::PeerAuthentication(policy) => peer_authentication::check(&mut check, policy),
+        Resource::MeshConfig(config) => mesh_config::check(&mut check, config),
     }
-    find_duplicates(objects, &mut found);
-    find_second_mesh_config(objects, &mut found);
-    found.into_list()
+    check.rejection
 }
 
 fn find_duplicates(objects: &[Object], found: &mut Findings) {

@@ -1,10 +1,13 @@
 //! YAML with positions: text to a tree of nodes ([`parse`]), a tree to a typed object ([`deserialize`]).
 
+mod ascii;
 mod deserialize;
 mod node;
 mod parse;
+mod parts;
 mod scalar;
 
 pub(crate) use deserialize::{Failure, Typed, Unknown, deserialize};
 pub(crate) use node::{Entry, Node, Value};
-pub(crate) use parse::parse;
+pub(crate) use parse::{Part, parse, parse_part};
+pub(crate) use parts::parts;

@@ -44,6 +44,20 @@ impl Node {
         self.entry(key).map(|entry| &entry.value)
     }
 
+    /// The value at an index of a sequence.
+    pub(crate) fn item(&self, index: usize) -> Option<&Node> {
+        match &self.value {
+            Value::Sequence(items) => items.get(index),
+            _ => None,
+        }
+    }
+
+    /// True if a value of the mapping is anything but a list with items.
+    pub(crate) fn has_other_than_full_lists(&self) -> bool {
+        let is_full = |value: &Value| matches!(value, Value::Sequence(items) if !items.is_empty());
+        !matches!(&self.value, Value::Mapping(entries) if entries.iter().all(|entry| is_full(&entry.value.value)))
+    }
+
     /// Takes the value under a key out of a mapping.
     pub(crate) fn into_value(self, key: &str) -> Option<Node> {
         match self.value {

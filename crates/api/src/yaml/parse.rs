@@ -1,13 +1,14 @@
 //! Text to documents. Everything is bounded: nesting, documents, and values, with what aliases expand to counted.
 
 use std::{
+    borrow::Cow,
     collections::{HashMap, HashSet},
     ops::Range,
 };
 
-use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, Span, Tag};
+use saphyr_parser::{Event, Input, Parser, ScalarStyle, ScanError, Span, Tag};
 
-use super::{Entry, Node, Value, scalar};
+use super::{Entry, Node, Value, ascii::Ascii, scalar};
 use crate::{
     codes::{self, Code},
     limits::{MAX_DOCUMENTS, MAX_NESTING, MAX_NODES},
@@ -23,32 +24,55 @@ pub(crate) struct Problem {
     pub(crate) help: String,
 }
 
+/// Keys of a mapping that are compared one by one; a set is made for more.
+const MAX_COMPARED_KEYS: usize = 16;
+
 /// Reads all documents of a text without a byte order mark. After a problem that ends the parse, the documents
 /// before it are still returned.
 pub(crate) fn parse(text: &str) -> (Vec<Node>, Vec<Problem>) {
-    if let Some((at, found)) = text.char_indices().find(|(_, c)| is_forbidden(*c)) {
+    if let Some((at, found)) = forbidden(text) {
         return (Vec::new(), vec![forbidden_character(at, found)]);
     }
-    let mut builder = Builder::new(text);
-    // By characters rather than by `str`: the positions are then counted in one unit throughout.
-    let mut parser = Parser::new_from_iter(text.chars());
-    while let Some(next) = parser.next_event() {
-        match next {
-            Ok((Event::StreamEnd, _)) => break,
-            Ok((event, span)) => {
-                if let Err(problem) = builder.accept(event, span) {
-                    builder.problems.push(problem);
-                    break;
-                }
-            }
-            Err(error) => {
-                let problem = builder.ill_formed(&error);
-                builder.problems.push(problem);
-                break;
-            }
-        }
-    }
+    let builder = build(Builder::new(text, 0), text);
     (builder.documents, builder.problems)
+}
+
+/// The documents of a part of a text, and how many values they hold.
+pub(crate) struct Part {
+    pub(crate) documents: Vec<Node>,
+    pub(crate) nodes: usize,
+}
+
+/// Reads a part of a text that begins where a document does, and ends where one does ([`super::parts`]). Nothing if there
+/// is anything to say about it, or a document in it that might not end there: then the whole must be read in one.
+pub(crate) fn parse_part(text: &str, range: Range<usize>) -> Option<Part> {
+    let part = text.get(range.clone())?;
+    if forbidden(part).is_some() {
+        return None;
+    }
+    let builder = build(Builder::new(part, range.start), part);
+    // The text of a root may go on after `---`, as the parser reads it.
+    let is_closed = |root: &Node| matches!(root.value, Value::Mapping(_) | Value::Sequence(_) | Value::Null);
+    let is_clear = builder.problems.is_empty() && builder.documents.iter().all(is_closed);
+    is_clear.then_some(Part { documents: builder.documents, nodes: builder.nodes })
+}
+
+/// Positions are counted in characters; where those are bytes, a cheaper input does.
+fn build<'t>(builder: Builder<'t>, text: &'t str) -> Builder<'t> {
+    if text.is_ascii() {
+        builder.read(Parser::new(Ascii::new(text)))
+    } else {
+        builder.read(Parser::new_from_iter(text.chars()))
+    }
+}
+
+fn forbidden(text: &str) -> Option<(usize, char)> {
+    // Without a way out of the loop it takes many bytes at a time.
+    let is_plain = |byte: u8| matches!(byte, b' '..=b'~' | b'\t' | b'\n' | b'\r');
+    if text.bytes().fold(true, |plain, byte| plain & is_plain(byte)) {
+        return None;
+    }
+    text.char_indices().find(|(_, c)| is_forbidden(*c))
 }
 
 /// Characters that YAML forbids in a stream. NUL matters most: the parser takes it for the end of the file, so what
@@ -68,6 +92,8 @@ fn forbidden_character(at: usize, found: char) -> Problem {
 
 struct Builder<'t> {
     text: &'t str,
+    /// Where the text begins in its file.
+    base: usize,
     /// Byte offset of each character; empty for ASCII, where they are the same.
     offsets: Vec<u32>,
     stack: Vec<Frame>,
@@ -88,8 +114,12 @@ struct Frame {
 
 enum Content {
     Sequence(Vec<Node>),
-    Mapping { entries: Vec<Entry>, keys: HashSet<String>, pending: Option<(String, Range<usize>)> },
+    Mapping { entries: Vec<Entry>, keys: Keys, pending: Option<(String, Range<usize>)> },
 }
+
+/// The keys of a mapping with many entries; empty for one with few.
+#[derive(Default)]
+struct Keys(HashSet<String>);
 
 /// A finished node with the figures that bound what an alias to it may cost.
 #[derive(Clone)]
@@ -102,7 +132,7 @@ struct Built {
 // === impl Builder ===
 
 impl<'t> Builder<'t> {
-    fn new(text: &'t str) -> Self {
+    fn new(text: &'t str, base: usize) -> Self {
         let offsets = if text.is_ascii() {
             Vec::new()
         } else {
@@ -110,6 +140,7 @@ impl<'t> Builder<'t> {
         };
         Self {
             text,
+            base,
             offsets,
             stack: Vec::new(),
             anchors: HashMap::new(),
@@ -117,6 +148,26 @@ impl<'t> Builder<'t> {
             documents: Vec::new(),
             problems: Vec::new(),
         }
+    }
+
+    fn read(mut self, mut parser: Parser<'_, impl Input>) -> Self {
+        while let Some(next) = parser.next_event() {
+            match next {
+                Ok((Event::StreamEnd, _)) => break,
+                Ok((event, span)) => {
+                    if let Err(problem) = self.accept(event, span) {
+                        self.problems.push(problem);
+                        break;
+                    }
+                }
+                Err(error) => {
+                    let problem = self.ill_formed(&error);
+                    self.problems.push(problem);
+                    break;
+                }
+            }
+        }
+        self
     }
 
     fn accept(&mut self, event: Event<'_>, span: Span) -> Result<(), Problem> {
@@ -130,9 +181,9 @@ impl<'t> Builder<'t> {
             }
             Event::Scalar(text, style, anchor, tag) => {
                 self.count(1, &bytes)?;
-                let value = value(&text, style, tag.as_deref(), &bytes)?;
+                let (value, written) = value(text, style, tag.as_deref(), &bytes)?;
                 let node = Node { span: bytes, value };
-                self.finish(Built { node, height: 1, size: 1 }, anchor, Some(&text))
+                self.finish(Built { node, height: 1, size: 1 }, anchor, written.as_deref())
             }
             Event::SequenceStart(anchor, tag) => self.open(bytes, anchor, tag.as_deref(), Content::sequence()),
             Event::MappingStart(anchor, tag) => self.open(bytes, anchor, tag.as_deref(), Content::mapping()),
@@ -212,24 +263,25 @@ impl<'t> Builder<'t> {
             Content::Mapping { entries, keys, pending } => match pending.take() {
                 Some((key, key_span)) => {
                     frame.height = frame.height.max(built.height);
-                    if keys.insert(key.clone()) {
+                    if keys.add(&key, entries) {
                         entries.push(Entry { key, key_span, value: built.node });
                     } else {
                         self.problems.push(duplicate_key(&key, key_span));
                     }
                 }
-                None => *pending = Some(key(&built.node, written)?),
+                None => *pending = Some(key(built.node, written)?),
             },
         }
         Ok(())
     }
 
+    /// Right for a whole text; of a part nobody looks at what the problems are.
     fn ill_formed(&self, error: &ScanError) -> Problem {
         let at = self.byte(error.marker().index());
         let mut help = "look at the indentation, quotes and brackets here and on the line before".to_owned();
         if let Some(open) = self.stack.last() {
             let what = if matches!(open.content, Content::Sequence(_)) { "list" } else { "mapping" };
-            let line = self.text[..open.span.start].matches('\n').count() + 1;
+            let line = self.text[..open.span.start - self.base].matches('\n').count() + 1;
             help.push_str(&format!("; the {what} that starts on line {line} is still open"));
         }
         Problem {
@@ -258,7 +310,7 @@ impl<'t> Builder<'t> {
         let end = self.byte(span.end.index()).max(start);
         // Where a scalar runs to the next token, the blanks between are not part of it.
         let length = self.text.get(start..end).map_or(0, |written| written.trim_end().len());
-        start..start + length
+        self.base + start..self.base + start + length
     }
 
     fn byte(&self, character: usize) -> usize {
@@ -277,26 +329,52 @@ impl Content {
     }
 
     fn mapping() -> Self {
-        Self::Mapping { entries: Vec::new(), keys: HashSet::new(), pending: None }
+        Self::Mapping { entries: Vec::new(), keys: Keys::default(), pending: None }
     }
 }
 
-fn key(node: &Node, written: Option<&str>) -> Result<(String, Range<usize>), Problem> {
-    match (&node.value, written) {
-        (Value::Text(text), _) => Ok((text.clone(), node.span.clone())),
+// === impl Keys ===
+
+impl Keys {
+    /// False if the key is already among the entries.
+    fn add(&mut self, key: &str, entries: &[Entry]) -> bool {
+        if entries.len() < MAX_COMPARED_KEYS {
+            return entries.iter().all(|entry| entry.key != key);
+        }
+        if self.0.is_empty() {
+            self.0.extend(entries.iter().map(|entry| entry.key.clone()));
+        }
+        self.0.insert(key.to_owned())
+    }
+}
+
+fn key(node: Node, written: Option<&str>) -> Result<(String, Range<usize>), Problem> {
+    match (node.value, written) {
+        (Value::Text(text), _) => Ok((text, node.span)),
         // `1:` and `on:` are keys of that text.
-        (Value::Bool(_) | Value::Int(_) | Value::Float(_), Some(text)) => Ok((text.to_owned(), node.span.clone())),
-        _ => Err(unsupported("a key that isn't text".to_owned(), node.span.clone())),
+        (Value::Bool(_) | Value::Int(_) | Value::Float(_), Some(text)) => Ok((text.to_owned(), node.span)),
+        _ => Err(unsupported("a key that isn't text".to_owned(), node.span)),
     }
 }
 
-fn value(text: &str, style: ScalarStyle, tag: Option<&Tag>, span: &Range<usize>) -> Result<Value, Problem> {
+/// The value of a scalar; of one that isn't text also what is written.
+fn value<'t>(
+    text: Cow<'t, str>,
+    style: ScalarStyle,
+    tag: Option<&Tag>,
+    span: &Range<usize>,
+) -> Result<(Value, Option<Cow<'t, str>>), Problem> {
     match tag {
-        Some(tag) if tag.is_yaml_core_schema() && tag.suffix == "str" => Ok(Value::Text(text.to_owned())),
-        Some(tag) => Err(unsupported(format!("the tag `{}`", quoted(&tag.to_string())), span.clone())),
-        None if style == ScalarStyle::Plain => Ok(scalar::resolve(text)),
-        None => Ok(Value::Text(text.to_owned())),
+        Some(tag) if tag.is_yaml_core_schema() && tag.suffix == "str" => {}
+        Some(tag) => return Err(unsupported(format!("the tag `{}`", quoted(&tag.to_string())), span.clone())),
+        None if style == ScalarStyle::Plain => {
+            if let Some(value) = scalar::resolve(&text) {
+                return Ok((value, Some(text)));
+            }
+        }
+        None => {}
     }
+    Ok((Value::Text(text.into_owned()), None))
 }
 
 fn unsupported(what: String, span: Range<usize>) -> Problem {

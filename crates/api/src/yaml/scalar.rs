@@ -6,25 +6,22 @@
 
 use super::Value;
 
-/// The value of an unquoted scalar.
-pub(crate) fn resolve(plain: &str) -> Value {
+/// The value of an unquoted scalar; nothing if it is the text as written.
+pub(crate) fn resolve(plain: &str) -> Option<Value> {
     match plain {
-        "" | "~" | "null" | "Null" | "NULL" => return Value::Null,
-        "true" | "True" | "TRUE" | "on" | "On" | "ON" | "yes" | "Yes" | "YES" => return Value::Bool(true),
+        "" | "~" | "null" | "Null" | "NULL" => return Some(Value::Null),
+        "true" | "True" | "TRUE" | "on" | "On" | "ON" | "yes" | "Yes" | "YES" => return Some(Value::Bool(true)),
         "false" | "False" | "FALSE" | "off" | "Off" | "OFF" | "no" | "No" | "NO" => {
-            return Value::Bool(false);
+            return Some(Value::Bool(false));
         }
         _ => {}
     }
     let numeric = plain.starts_with(|c: char| c.is_ascii_digit() || matches!(c, '+' | '-' | '.'));
     if !numeric || plain.ends_with('_') {
-        return Value::Text(plain.to_owned());
+        return None;
     }
     let digits = plain.replace('_', "");
-    integer(&digits)
-        .map(Value::Int)
-        .or_else(|| float(&digits).map(Value::Float))
-        .unwrap_or_else(|| Value::Text(plain.to_owned()))
+    integer(&digits).map(Value::Int).or_else(|| float(&digits).map(Value::Float))
 }
 
 fn integer(text: &str) -> Option<i64> {
@@ -95,7 +92,7 @@ mod tests {
             ("Off.", text("Off.")),
             ("mlflow", text("mlflow")),
         ] {
-            assert_eq!(resolve(plain), value, "{plain}");
+            assert_eq!(resolve(plain).unwrap_or_else(|| text(plain)), value, "{plain}");
         }
     }
 }

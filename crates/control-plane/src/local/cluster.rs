@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc};
 
-use ambit_api::{Diagnostic, Object, Severity, SpiffeId};
+use ambit_api::{Diagnostic, Object, Resource, Severity, SpiffeId};
 use ambit_mesh::{
     Index, derive, findings,
     inputs::{Change, Inputs, Labels, NamespacedName, Pod, Settings},
@@ -87,9 +87,17 @@ impl Cluster {
     }
 
     /// What the objects would be derived from, errors and all; nothing runs.
-    pub(super) fn preview(mut self, objects: &[Object]) -> (Inputs, Vec<Diagnostic>) {
+    pub(super) fn preview(mut self, objects: Vec<Object>) -> (Inputs, Vec<Diagnostic>) {
         let settings = self.index.inputs().settings.clone();
-        let mut desired = desired(settings, objects, &mut self.service_addresses);
+        // Policies are most of what there is, and can be had without copies: nothing else hangs on them here.
+        let is_policy = |object: &Object| matches!(object.resource, Resource::AuthorizationPolicy(_));
+        let (policies, others): (Vec<_>, Vec<_>) = objects.into_iter().partition(is_policy);
+        let mut desired = desired(settings, &others, &mut self.service_addresses);
+        for Object { resource, rejection, .. } in policies {
+            if let Resource::AuthorizationPolicy(policy) = resource {
+                desired.policy(*policy, rejection.as_deref());
+            }
+        }
         // Nobody is told to make them.
         let _commands = self.replace_pods(&mut desired);
         desired.inputs.pods = self.pods();

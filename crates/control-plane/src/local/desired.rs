@@ -6,7 +6,9 @@ use std::{
     sync::Arc,
 };
 
-use ambit_api::{Diagnostic, Gateway as KubeGateway, Object, ObjectRef, Origin, Resource, Severity};
+use ambit_api::{
+    AuthorizationPolicy, Diagnostic, Gateway as KubeGateway, Object, ObjectRef, Origin, Resource, Severity,
+};
 use ambit_mesh::{
     Finding,
     inputs::{
@@ -126,11 +128,7 @@ impl Desired {
                 self.inputs.gateways.insert(name, read);
             }
             Resource::AuthorizationPolicy(policy) => {
-                let policy = match &object.rejection {
-                    None => Policy::new((**policy).clone()),
-                    Some(rejection) => Policy::rejected((**policy).clone(), &rejection.reason()),
-                };
-                self.inputs.apply(Change::Policy(name, Some(policy)));
+                self.policy((**policy).clone(), object.rejection.as_deref());
             }
             Resource::PeerAuthentication(policy) => {
                 self.inputs.apply(Change::PeerAuthentication(name, Some((**policy).clone())));
@@ -138,6 +136,16 @@ impl Desired {
             // Read before everything else.
             Resource::MeshConfig(_) => {}
         }
+    }
+
+    /// Takes in a policy; with a rejection as one that can't be enforced.
+    pub(super) fn policy(&mut self, policy: AuthorizationPolicy, rejection: Option<&Diagnostic>) {
+        let name = NamespacedName::new(&policy.namespace, &policy.name);
+        let policy = match rejection {
+            None => Policy::new(policy),
+            Some(rejection) => Policy::rejected(policy, &rejection.reason()),
+        };
+        self.inputs.apply(Change::Policy(name, Some(policy)));
     }
 
     fn pod(&mut self, name: NamespacedName, labels: Labels, pod: &KubePod, origin: &Origin) {

@@ -112,7 +112,7 @@ pub fn preview(loaded: Loaded) -> (Inputs, Vec<Diagnostic>) {
     let Config { settings, pod_range, service_range, .. } = Config::new(Vec::new());
     let mut objects = loaded.objects;
     objects.extend(loaded.malformed);
-    Cluster::new(settings, pod_range, service_range).preview(&objects)
+    Cluster::new(settings, pod_range, service_range).preview(objects)
 }
 
 /// Starts a local cluster on the current Tokio runtime. The first push to the proxies comes before the first pod command.

@@ -1,6 +1,9 @@
 //! The answer in plain words.
 
-use std::fmt::Write;
+use std::{
+    collections::HashMap,
+    fmt::{Arguments, Write},
+};
 
 use ambit_policy::{
     Change, ExplainedEntry, ExplainedField, ExplainedPolicy, ExplainedRule, Explanation, FieldOutcome, NearestMiss,
@@ -65,10 +68,11 @@ fn explained(explanation: &Explanation, step: &Step, out: &mut String) {
     if let Some(path) = &explanation.path {
         let _ = writeln!(out, "   path as policies see it: {path}");
     }
+    // Of two of one name the first counts.
+    let attached = step.attached.iter().rev().map(|attached| (attached.policy.as_str(), attached.via.as_str()));
+    let via: HashMap<_, _> = attached.collect();
     for policy in &explanation.policies {
-        let name = policy.policy.to_string();
-        let via = step.attached.iter().find(|attached| attached.policy == name);
-        explained_policy(policy, via.map_or("", |attached| attached.via.as_str()), out);
+        explained_policy(policy, via.get(policy.policy.to_string().as_str()).copied().unwrap_or_default(), out);
     }
     if let Some(NearestMiss { policy, rule, .. }) = &explanation.nearest {
         let _ = writeln!(out, "   nearest: rule {rule} of {policy}");
@@ -106,33 +110,38 @@ fn explained_rule(rule: &ExplainedRule, out: &mut String) {
     let _ = writeln!(out, "     rule {index} {outcome}");
     for (part, entries) in [("from", from), ("to", to), ("when", when)] {
         for (at, entry) in entries.iter().enumerate() {
-            explained_entry(&format!("{part}[{at}]"), entry, out);
+            explained_entry(format_args!("{part}[{at}]"), entry, out);
         }
     }
 }
 
-fn explained_entry(place: &str, entry: &ExplainedEntry, out: &mut String) {
+fn explained_entry(place: Arguments<'_>, entry: &ExplainedEntry, out: &mut String) {
     for field in &entry.fields {
         let mark = match field.outcome {
             FieldOutcome::Met => "yes",
             FieldOutcome::Unmet => "NO ",
             FieldOutcome::CountsAsMet | FieldOutcome::Open => "?  ",
         };
-        let _ = writeln!(out, "       {mark} {place} {}: {}", field.field, sentence(field));
+        let _ = write!(out, "       {mark} {place} {}: ", field.field);
+        sentence(field, out);
+        out.push('\n');
     }
 }
 
-fn sentence(field: &ExplainedField) -> String {
-    let but = if field.is_negated { "none of " } else { "" };
-    let mut values: Vec<_> = field.expected.iter().take(MAX_VALUES).map(|value| format!("`{value}`")).collect();
-    if field.expected.len() > MAX_VALUES {
-        values.push(format!("{} more", field.expected.len() - MAX_VALUES));
+fn sentence(field: &ExplainedField, out: &mut String) {
+    match (&field.seen, field.missing) {
+        (Some(seen), _) => out.extend(["`", seen, "`"]),
+        (None, Some(missing)) => out.push_str(missing),
+        (None, None) => out.push_str("nothing"),
     }
-    let seen = match (&field.seen, field.missing) {
-        (Some(seen), _) => format!("`{seen}`"),
-        (None, Some(missing)) => missing.to_owned(),
-        (None, None) => "nothing".to_owned(),
-    };
-    let counts = if field.outcome == FieldOutcome::CountsAsMet { ", which counts as met" } else { "" };
-    format!("{seen}; wanted {but}{}{counts}", values.join(", "))
+    out.push_str(if field.is_negated { "; wanted none of " } else { "; wanted " });
+    for (at, value) in field.expected.iter().take(MAX_VALUES).enumerate() {
+        out.extend([if at > 0 { ", `" } else { "`" }, value, "`"]);
+    }
+    if field.expected.len() > MAX_VALUES {
+        let _ = write!(out, ", {} more", field.expected.len() - MAX_VALUES);
+    }
+    if field.outcome == FieldOutcome::CountsAsMet {
+        out.push_str(", which counts as met");
+    }
 }

@@ -1,6 +1,6 @@
 //! Conditions of a rule: `when` (rows 11 and 30 to 32).
 
-use super::{List, quoted, values};
+use super::{Field, List, quoted, values};
 use crate::{
     authorization_policy::{Action, Condition},
     codes,
@@ -52,11 +52,11 @@ const FORMER: &[(&str, &str)] = &[
 ];
 
 /// Checks one condition; `field` is its own.
-pub(super) fn check(check: &mut Check<'_>, action: Action, field: &str, condition: &Condition) {
+pub(super) fn check(check: &mut Check<'_>, action: Action, field: &Field<'_>, condition: &Condition) {
     let key = condition.key.as_str();
     if key.is_empty() {
         let help = "name an attribute, for example `key: source.ip`";
-        check.error(codes::EMPTY_CONDITION_KEY, &format!("{field}.key"), "a condition needs a key", help);
+        check.error(codes::EMPTY_CONDITION_KEY, &field.key("key"), "a condition needs a key", help);
         return;
     }
     if condition.values.is_empty() && condition.not_values.is_empty() {
@@ -65,12 +65,12 @@ pub(super) fn check(check: &mut Check<'_>, action: Action, field: &str, conditio
     }
     if action == Action::Custom && is_identity(key) {
         let message = format!("`{}` is not supported with CUSTOM", quoted(key));
-        check.error(codes::CUSTOM_UNSUPPORTED, &format!("{field}.key"), message, "let the provider decide on it");
+        check.error(codes::CUSTOM_UNSUPPORTED, &field.key("key"), message, "let the provider decide on it");
     }
     let kind = match attribute(key) {
         Ok(kind) => kind,
         Err((message, help)) => {
-            check.error(codes::UNKNOWN_ATTRIBUTE, &format!("{field}.key"), message, help);
+            check.error(codes::UNKNOWN_ATTRIBUTE, &field.key("key"), message, help);
             return;
         }
     };

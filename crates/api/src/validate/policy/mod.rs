@@ -11,7 +11,7 @@ use std::fmt;
 
 pub(super) use self::{attachment::check_selector, values::is_token};
 use super::Check;
-use crate::{AuthorizationPolicy, authorization_policy::Action, codes, text::quoted};
+use crate::{AuthorizationPolicy, authorization_policy::Action, codes, text::quoted, yaml::Node};
 
 /// Most rules in a policy, and most entries of `from` and `to` (2.1).
 const MAX_ENTRIES: usize = 512;
@@ -26,16 +26,33 @@ pub(super) fn check(check: &mut Check<'_>, policy: &AuthorizationPolicy) {
     check_action(check, policy);
     let rules = policy.spec.rules.as_deref().unwrap_or_default();
     at_most(check, "spec.rules", rules.len(), MAX_ENTRIES);
+    let root = Field { parent: None, step: Step::Key("spec"), written: check.origin.node("spec") };
+    let field = root.key("rules");
     for (index, rule) in rules.iter().enumerate() {
-        rule::check(check, policy.spec.action, &format!("spec.rules[{index}]"), rule);
+        rule::check(check, policy.spec.action, &field.item(index), rule);
     }
+}
+
+/// A field on the way down into a policy, with what is written there. It is made into text only for a diagnostic.
+#[derive(Clone, Copy)]
+struct Field<'a> {
+    parent: Option<&'a Field<'a>>,
+    step: Step,
+    written: Option<&'a Node>,
+}
+
+/// The last part of a field.
+#[derive(Clone, Copy)]
+enum Step {
+    Key(&'static str),
+    Item(usize),
 }
 
 /// What a list of values is checked as.
 #[derive(Clone, Copy)]
 struct List<'a> {
     /// The field that it is in, for example `spec.rules[0].to[0].operation`.
-    parent: &'a str,
+    parent: &'a Field<'a>,
     /// Its name there, for example `paths`.
     name: &'static str,
     values: &'a [String],
@@ -44,6 +61,29 @@ struct List<'a> {
 /// A value's field, for example `spec.rules[0].to[0].operation.paths[0]`. It is made into text only for a diagnostic.
 #[derive(Clone, Copy)]
 struct Element<'a>(List<'a>, usize);
+
+impl Field<'_> {
+    fn key(&self, key: &'static str) -> Field<'_> {
+        let written = self.written.and_then(|node| node.get(key));
+        Field { parent: Some(self), step: Step::Key(key), written }
+    }
+
+    fn item(&self, index: usize) -> Field<'_> {
+        let written = self.written.and_then(|node| node.item(index));
+        Field { parent: Some(self), step: Step::Item(index), written }
+    }
+}
+
+impl fmt::Display for Field<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.parent, self.step) {
+            (None, Step::Key(key)) => f.write_str(key),
+            (Some(parent), Step::Key(key)) => write!(f, "{parent}.{key}"),
+            (None, Step::Item(index)) => write!(f, "[{index}]"),
+            (Some(parent), Step::Item(index)) => write!(f, "{parent}[{index}]"),
+        }
+    }
+}
 
 impl<'a> List<'a> {
     fn each(self) -> impl Iterator<Item = (Element<'a>, &'a str)> {
@@ -63,7 +103,7 @@ impl fmt::Display for Element<'_> {
     }
 }
 
-fn at_most(check: &mut Check<'_>, field: &str, found: usize, most: usize) {
+fn at_most(check: &mut Check<'_>, field: &(impl fmt::Display + ?Sized), found: usize, most: usize) {
     if found > most {
         let message = format!("{found} entries are more than the {most} allowed");
         check.error(codes::TOO_MANY, field, message, "split the policy");

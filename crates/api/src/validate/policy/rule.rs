@@ -1,6 +1,6 @@
 //! A rule's sources and operations (rows 10, 16 to 26 and 33).
 
-use super::{List, MAX_ENTRIES, at_most, condition, path, values};
+use super::{Field, List, MAX_ENTRIES, at_most, condition, path, values};
 use crate::{
     authorization_policy::{Action, Operation, Rule, Source},
     codes,
@@ -8,38 +8,39 @@ use crate::{
 };
 
 /// Checks one rule; `field` is its own.
-pub(super) fn check(check: &mut Check<'_>, action: Action, field: &str, rule: &Rule) {
+pub(super) fn check(check: &mut Check<'_>, action: Action, field: &Field<'_>, rule: &Rule) {
     check_written_null(check, field, rule);
     if let Some(from) = &rule.from {
-        let field = format!("{field}.from");
+        let field = field.key("from");
         if from.is_empty() {
             let help = "remove `from` for any source, or add one";
             check.error(codes::EMPTY_FROM, &field, "`from` is empty", help);
         }
         at_most(check, &field, from.len(), MAX_ENTRIES);
         for (index, entry) in from.iter().enumerate() {
-            check_source(check, action, &format!("{field}[{index}].source"), &entry.source);
+            check_source(check, action, &field.item(index).key("source"), &entry.source);
         }
     }
     if let Some(to) = &rule.to {
-        let field = format!("{field}.to");
+        let field = field.key("to");
         if to.is_empty() {
             check.error(codes::EMPTY_TO, &field, "`to` is empty", "remove `to` for any operation, or add one");
         }
         at_most(check, &field, to.len(), MAX_ENTRIES);
         for (index, entry) in to.iter().enumerate() {
-            check_operation(check, &format!("{field}[{index}].operation"), &entry.operation);
+            check_operation(check, &field.item(index).key("operation"), &entry.operation);
         }
     }
+    let conditions = field.key("when");
     for (index, when) in rule.when.iter().flatten().enumerate() {
-        condition::check(check, action, &format!("{field}.when[{index}]"), when);
+        condition::check(check, action, &conditions.item(index), when);
     }
     if action == Action::Deny {
         check_tcp_reach(check, field, rule);
     }
 }
 
-fn check_source(check: &mut Check<'_>, action: Action, field: &str, source: &Source) {
+fn check_source(check: &mut Check<'_>, action: Action, field: &Field<'_>, source: &Source) {
     if source.is_empty() {
         let help = "a source without fields would mean anyone; leave `from` out to say so, or add `principals`";
         check.error(codes::EMPTY_SOURCE, field, "`source` has no field with a value", help);
@@ -89,7 +90,7 @@ fn check_source(check: &mut Check<'_>, action: Action, field: &str, source: &Sou
     addresses.iter().for_each(|list| values::check_addresses(check, list));
 }
 
-fn check_operation(check: &mut Check<'_>, field: &str, operation: &Operation) {
+fn check_operation(check: &mut Check<'_>, field: &Field<'_>, operation: &Operation) {
     if operation.is_empty() {
         let help = "an operation without fields would mean any; leave `to` out to say so, or add `methods` or `paths`";
         check.error(codes::EMPTY_OPERATION, field, "`operation` has no field with a value", help);
@@ -109,8 +110,8 @@ fn check_operation(check: &mut Check<'_>, field: &str, operation: &Operation) {
 
 /// `from:` with nothing behind it reads like a restriction and would be none: what should stand there was forgotten, or
 /// is indented wrongly.
-fn check_written_null(check: &mut Check<'_>, field: &str, rule: &Rule) {
-    let Some(written) = check.origin.node(field) else { return };
+fn check_written_null(check: &mut Check<'_>, field: &Field<'_>, rule: &Rule) {
+    let Some(written) = field.written else { return };
     for (name, absent, code) in [
         ("from", rule.from.is_none(), codes::EMPTY_FROM),
         ("to", rule.to.is_none(), codes::EMPTY_TO),
@@ -129,8 +130,8 @@ fn check_written_null(check: &mut Check<'_>, field: &str, rule: &Rule) {
 }
 
 /// `principals: []` reads like "nobody" and means "anybody".
-fn check_written_empty(check: &mut Check<'_>, field: &str, lists: &[List<'_>]) {
-    let Some(written) = check.origin.node(field) else { return };
+fn check_written_empty(check: &mut Check<'_>, field: &Field<'_>, lists: &[List<'_>]) {
+    let Some(written) = field.written.filter(|written| written.has_other_than_full_lists()) else { return };
     for list in lists.iter().filter(|list| list.values.is_empty() && written.get(list.name).is_some()) {
         let message = format!("`{}` without values would restrict nothing", list.name);
         check.error(codes::SUSPICIOUS_VALUE, list, message, "add values, or remove it");
@@ -138,7 +139,7 @@ fn check_written_empty(check: &mut Check<'_>, field: &str, lists: &[List<'_>]) {
 }
 
 /// Row 33: on a TCP port the fields of HTTP can't be seen, and a DENY falls on what remains of the rule.
-fn check_tcp_reach(check: &mut Check<'_>, field: &str, rule: &Rule) {
+fn check_tcp_reach(check: &mut Check<'_>, field: &Field<'_>, rule: &Rule) {
     let seen_at_tcp = |source: &Source| {
         [
             &source.principals,

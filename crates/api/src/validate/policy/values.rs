@@ -23,19 +23,18 @@ pub(super) fn check_not_empty(check: &mut Check<'_>, list: &List<'_>) {
 pub(super) fn check_principals(check: &mut Check<'_>, list: &List<'_>) {
     check_not_empty(check, list);
     for (field, value) in list.each().filter(|(_, value)| !value.is_empty()) {
-        let shown = quoted(value);
         if let Some(rest) = value.strip_prefix("spiffe://") {
-            let message = format!("`{shown}` never matches: principals are written without `spiffe://`");
+            let message = format!("`{}` never matches: principals are written without `spiffe://`", quoted(value));
             check.error(codes::NEVER_MATCHES, &field, message, format!("write `{}`", quoted(rest)));
         } else if has_inner_wildcard(value) {
-            let message = format!("`{shown}` never matches: `*` is a wildcard only at the start or the end");
+            let message = format!("`{}` never matches: `*` is a wildcard only at the start or the end", quoted(value));
             let help = "use `namespaces` or `serviceAccounts` to leave part of an identity open";
             check.error(codes::NEVER_MATCHES, &field, message, help);
         } else if value.contains(char::is_whitespace) {
-            let message = format!("`{shown}` never matches: an identity has no blanks");
+            let message = format!("`{}` never matches: an identity has no blanks", quoted(value));
             check.error(codes::NEVER_MATCHES, &field, message, "remove them");
         } else if !value.contains('*') && format!("spiffe://{value}").parse::<crate::SpiffeId>().is_err() {
-            let message = format!("`{shown}` is not shaped like a workload's identity");
+            let message = format!("`{}` is not shaped like a workload's identity", quoted(value));
             check.warning(codes::SUSPICIOUS_VALUE, &field, message, "write `cluster.local/ns/NAMESPACE/sa/ACCOUNT`");
         }
     }
@@ -133,7 +132,7 @@ fn is_decimal(text: &str) -> bool {
 /// Methods: tokens, compared as written.
 pub(super) fn check_methods(check: &mut Check<'_>, list: &List<'_>) {
     check_not_empty(check, list);
-    for (field, value) in list.each().filter(|(_, value)| !value.is_empty()) {
+    for (field, value) in list.each().filter(|(_, value)| !value.is_empty() && !METHODS.contains(value)) {
         let upper = value.to_ascii_uppercase();
         if !value.bytes().all(is_token) {
             let message = format!("`{}` never matches: a method is one word", quoted(value));
