@@ -4,12 +4,13 @@
 
 mod command;
 mod local;
+mod ztunnel;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
-use command::{Failure, client, demo, echo, forward, policy, run, status, stop, up};
+use command::{Failure, client, demo, echo, forward, policy, run, status, stop, up, ztunnel as node_proxy};
 
 /// An ambient service mesh: L4 proxy, L7 waypoint, control plane, CA and capture in one binary.
 #[derive(Debug, Parser)]
@@ -38,6 +39,8 @@ enum Command {
     /// Send the requests that standard input names
     #[command(hide = true)]
     Client(client::Args),
+    /// Run the node proxy (ztunnel) of a cluster's node, or of one workload
+    Ztunnel(Box<node_proxy::Args>),
     /// Judge, explain and export authorization policies, without a mesh
     Policy(policy::Args),
     /// Say whether this machine lets this user run a mesh
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Echo(args) => block_on(echo::run(args)).map(|()| ExitCode::SUCCESS),
         Command::Client(args) => block_on(client::run(args)).map(|()| ExitCode::SUCCESS),
+        Command::Ztunnel(args) => node_proxy::run(*args),
         Command::Policy(args) => policy::run(args),
         Command::CheckHost => up::check_host(),
     };

@@ -1,4 +1,7 @@
-//! Figures of the policy engine. The package `ambit-bench` measures; this only builds and runs it.
+//! Figures of the policy engine and of the node proxy. The packages `ambit-bench` and `ambit-bench-ztunnel` measure; this
+//! only builds and runs them.
+
+use std::{path::PathBuf, process::Command};
 
 /// Prints what decisions cost and writes `target/bench/policy.json`.
 ///
@@ -16,6 +19,40 @@ pub fn policy() -> Result<(), String> {
 pub fn instructions(record: bool) -> Result<(), String> {
     let arguments = ["--bin", "instructions", "--", "--record"];
     run(if record { &arguments } else { &arguments[..3] })
+}
+
+/// Measures the node proxy between two pods, in turn with a real ztunnel where `--against` names one.
+///
+/// # Errors
+/// When building or running fails. A figure past its bar is printed as such and is no error: times are noisy.
+pub fn ztunnel(arguments: &[&str]) -> Result<(), String> {
+    crate::cargo(&["build", "--release", "--locked", "--package", "ambit", "--package", "ambit-bench-ztunnel"])?;
+    let ambit = built("release", "ambit")?;
+    let out = crate::root().join("target/bench");
+    crate::run(
+        Command::new(built("release", "ambit-bench-ztunnel")?)
+            .arg(out)
+            .args(["rounds", "--ambit"])
+            .arg(ambit)
+            .args(arguments),
+    )
+}
+
+/// Prints what bytes, exchanges and handshakes cost on this processor at least.
+///
+/// # Errors
+/// When building or running fails.
+pub fn costs() -> Result<(), String> {
+    crate::cargo(&["build", "--release", "--locked", "--package", "ambit-bench-ztunnel"])?;
+    let out = crate::root().join("target/bench");
+    crate::run(Command::new(built("release", "ambit-bench-ztunnel")?).arg(out).arg("costs"))
+}
+
+/// Where cargo puts this workspace's programs: beside this one.
+pub fn built(profile: &str, program: &str) -> Result<PathBuf, String> {
+    let own = std::env::current_exe().map_err(|error| format!("this program's path: {error}"))?;
+    let target = own.parent().and_then(|folder| folder.parent()).ok_or("this program isn't in a target folder")?;
+    Ok(target.join(profile).join(program))
 }
 
 fn run(arguments: &[&str]) -> Result<(), String> {

@@ -1,7 +1,7 @@
 //! `cargo xtask`: the project's chores, so that cargo is the only tool a newcomer needs.
 //!
 //! `test [--fast]` runs every test; `lint` checks format, lints, licences and duplicate dependencies; `bench` measures the
-//! policy engine; `conformance` compares it with a real Envoy; `fuzz` tries random inputs on it; `real` runs the MLflow
+//! policy engine and the node proxy; `interop` lets the node proxy talk to a real ztunnel; `conformance` compares it with a real Envoy; `fuzz` tries random inputs on it; `real` runs the MLflow
 //! example against the real server and exporter.
 #![forbid(unsafe_code)]
 
@@ -9,6 +9,7 @@ mod bench;
 mod conformance;
 mod dependencies;
 mod fuzz;
+mod interop;
 mod real;
 
 use std::{
@@ -25,6 +26,11 @@ commands:
   bench policy    measure decisions; prints a table and writes target/bench/policy.json
   bench instructions [--record]
                   compare callgrind's instruction counts with bench/instructions.json, or record them
+  bench ztunnel [--against PATH] [--rounds N] [--seconds S] [--patience S] [--phases P,...]
+                  measure the node proxy, in turn with a real ztunnel; writes target/bench/ztunnel.json
+  bench costs     measure what bytes, exchanges and handshakes cost here at least; writes target/bench/costs.json
+  interop ztunnel --binary PATH
+                  let the node proxy talk to a real ztunnel, both ways
   conformance envoy [--requests N] [--seed S]
                   compare the policy engine with a real Envoy on random policies and requests (needs Python)
   fuzz [TARGET...] [--runs N]
@@ -42,6 +48,9 @@ fn main() -> ExitCode {
         ["bench", "policy"] => bench::policy(),
         ["bench", "instructions"] => bench::instructions(false),
         ["bench", "instructions", "--record"] => bench::instructions(true),
+        ["bench", "ztunnel", arguments @ ..] => bench::ztunnel(arguments),
+        ["bench", "costs"] => bench::costs(),
+        ["interop", "ztunnel", arguments @ ..] => interop::ztunnel(arguments),
         ["conformance", arguments @ ..] => conformance::run(arguments),
         ["fuzz", arguments @ ..] => fuzz::run(arguments),
         ["real"] => real::run(),

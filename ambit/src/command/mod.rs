@@ -9,6 +9,7 @@ pub mod run;
 pub mod status;
 pub mod stop;
 pub mod up;
+pub mod ztunnel;
 
 use std::fmt;
 

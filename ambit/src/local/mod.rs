@@ -1,7 +1,7 @@
 //! One mesh on one machine: control plane, CA, node proxy, waypoints and pods wired together in the node process.
 
 mod containers;
-mod files;
+pub mod files;
 mod folders;
 mod pods;
 mod records;

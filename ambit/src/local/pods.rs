@@ -245,6 +245,7 @@ fn start(
         namespace: plan.namespace.clone(),
         network: namespaces.network(),
         captured: plan.captured,
+        in_pod: None,
     };
     surroundings.ztunnel.add(pod).map_err(|error| format!("its node proxy can't listen: {error}"))?;
     let specs = containers::specs(plan);

@@ -255,6 +255,11 @@ impl Findings {
         }
     }
 
+    /// True if nothing was found.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
     /// Pushes what was found elsewhere, bounded in the same way: what is kept is what would be, had it been found here.
     pub(crate) fn extend(&mut self, found: Vec<Diagnostic>) {
         found.into_iter().for_each(|diagnostic| self.push(diagnostic));

@@ -410,16 +410,21 @@ impl Faults<'_> {
 }
 
 fn unknown_field(origin: &Origin, unknown: &Unknown) -> Diagnostic {
+    let (message, help) = unknown_field_text(unknown);
+    let diagnostic = origin.diagnostic(Severity::Error, codes::UNKNOWN_FIELD, &unknown.field, message, help);
+    match origin.source() {
+        Some(source) => diagnostic.at(source.place(unknown.key_span.clone())),
+        None => diagnostic,
+    }
+}
+
+/// What to say of a field that doesn't exist, and what to do about it.
+pub(crate) fn unknown_field_text(unknown: &Unknown) -> (String, String) {
     let listed = || unknown.known.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
     let help = match nearest(&unknown.key, unknown.known.iter().copied()) {
         Some(near) => format!("did you mean `{near}`?"),
         None if (1..=MAX_LISTED_FIELDS).contains(&unknown.known.len()) => format!("the fields here are {}", listed()),
         None => "remove it, or move it to where it belongs".to_owned(),
     };
-    let message = format!("there is no field `{}` here", quoted(&unknown.key));
-    let diagnostic = origin.diagnostic(Severity::Error, codes::UNKNOWN_FIELD, &unknown.field, message, help);
-    match origin.source() {
-        Some(source) => diagnostic.at(source.place(unknown.key_span.clone())),
-        None => diagnostic,
-    }
+    (format!("there is no field `{}` here", quoted(&unknown.key)), help)
 }

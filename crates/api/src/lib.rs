@@ -10,6 +10,7 @@
 pub mod authorization_policy;
 pub mod codes;
 mod diagnostic;
+mod document;
 mod kinds;
 pub mod limits;
 mod load;
@@ -24,6 +25,7 @@ mod yaml;
 
 pub use authorization_policy::AuthorizationPolicy;
 pub use diagnostic::{Diagnostic, Place, Severity, Source, render};
+pub use document::Document;
 pub use gateway_api::gateways::Gateway;
 pub use load::{Loaded, load, load_text};
 pub use mesh_config::MeshConfig;

@@ -30,6 +30,9 @@ pub const MAX_DIAGNOSTICS: usize = 1000;
 /// Longest quotation of a user's value in a message, in bytes.
 pub const MAX_QUOTED_BYTES: usize = 128;
 
+/// Most values in a document that isn't a manifest ([`crate::Document`]), expanded aliases counted.
+pub const MAX_DOCUMENT_NODES: usize = 8_000_000;
+
 /// Most threads that one [`crate::load`] reads on.
 pub const MAX_THREADS: usize = 8;
 

@@ -42,7 +42,7 @@ pub fn load(paths: &[PathBuf]) -> Loaded {
     let mut loaded = Loaded { diagnostics: walk.diagnostics, ..Loaded::default() };
     let sources = walk.files.iter().map(|path| match read_file(path) {
         Ok(bytes) => source(&path.display().to_string(), bytes),
-        Err(error) => Err(unreadable(path, &error)),
+        Err(error) => Err(Box::new(unreadable(path, &error))),
     });
     loaded.read(sources.collect(), None);
     loaded
@@ -76,14 +76,14 @@ impl Loaded {
     }
 
     /// Reads and validates the files that can be read. For a test, as told.
-    fn read(&mut self, sources: Vec<Result<Arc<Source>, Diagnostic>>, sharing: Option<Sharing>) {
+    fn read(&mut self, sources: Vec<Result<Arc<Source>, Box<Diagnostic>>>, sharing: Option<Sharing>) {
         let readable: Vec<_> = sources.iter().filter_map(|source| source.as_ref().ok()).collect();
         let sharing = sharing.unwrap_or_else(|| Sharing::of(&readable));
         let mut read = read::read(&readable, sharing).into_iter();
         let mut validated = Findings::default();
         for source in sources {
             match source {
-                Err(diagnostic) => self.diagnostics.push(diagnostic),
+                Err(diagnostic) => self.diagnostics.push(*diagnostic),
                 Ok(_) => {
                     let Some(file) = read.next() else { continue };
                     self.objects.extend(file.objects);
@@ -99,12 +99,12 @@ impl Loaded {
 }
 
 /// What bytes say, or why they say nothing.
-fn source(name: &str, bytes: Vec<u8>) -> Result<Arc<Source>, Diagnostic> {
+fn source(name: &str, bytes: Vec<u8>) -> Result<Arc<Source>, Box<Diagnostic>> {
     if bytes.len() > limits::MAX_FILE_BYTES {
         let message = format!("the file is larger than {} bytes", limits::MAX_FILE_BYTES);
-        return Err(about_file(name, codes::TOO_LARGE, message, "split it"));
+        return Err(Box::new(about_file(name, codes::TOO_LARGE, message, "split it")));
     }
-    let text = String::from_utf8(bytes).map_err(|error| not_utf8(name, &error))?;
+    let text = String::from_utf8(bytes).map_err(|error| Box::new(not_utf8(name, &error)))?;
     // The mark is dropped from what positions count in: editors don't show it.
     let text = match text.strip_prefix('\u{feff}') {
         Some(rest) => rest.to_owned(),

@@ -182,7 +182,7 @@ fn shared<J: Sync, R: Send>(jobs: &[J], threads: usize, run: impl Fn(&J) -> R + 
     };
     let mut done = thread::scope(|scope| {
         // Where no thread can be had the others do its part.
-        let spawn = |_| thread::Builder::new().spawn_scoped(scope, &work).ok();
+        let spawn = |_| thread::Builder::new().spawn_scoped(scope, work).ok();
         let others: Vec<_> = (1..threads).filter_map(spawn).collect();
         let mut done = work();
         for other in others {

@@ -3,7 +3,7 @@
 mod support;
 
 use ambit_control_plane::local::{PodKind, PodPhase, ProbeKind, SessionRequest};
-use ambit_mesh::view::ServiceKey;
+use ambit_mesh::view::{Gateway, ServiceKey};
 use support::{mlflow_example, on_paths};
 
 const NAMESPACE: &str = "kagenti-system";
@@ -46,7 +46,9 @@ async fn the_proxies_know_a_pod_before_it_is_made_and_send_to_it_when_it_is_read
     assert_eq!((workload.guard[0].port, &*workload.guard[0].waypoint), (Some(5000), "kagenti-system/mlflow-waypoint"));
     assert_eq!(workload.guard[0].identity, waypoint.identity);
     let service = view.service(&key).expect("known");
-    let by_waypoint = &service.waypoint.as_ref().expect("bound").service;
+    let Gateway::Service(by_waypoint) = &service.waypoint.as_ref().expect("bound").destination else {
+        panic!("local waypoints are named by their services: {:?}", service.waypoint);
+    };
     assert_eq!(view.endpoints(by_waypoint).len(), 1);
     assert!(view.endpoints(by_waypoint)[0].native_tunnel && !view.endpoints(by_waypoint)[0].healthy);
     assert_eq!(view.service(by_waypoint).expect("known").waypoint, None, "never behind a waypoint itself");

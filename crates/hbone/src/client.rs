@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    future::poll_fn,
     net::SocketAddr,
     str::FromStr,
     sync::{
@@ -11,20 +12,23 @@ use std::{
     time::Duration,
 };
 
-use ambit_identity::{CertificateError, CertificateStore, SpiffeId};
-use bytes::Bytes;
-use h2::Reason;
-use http::{HeaderMap, Method, Request, StatusCode, Uri, Version, uri::Authority};
-use rustls::pki_types::{IpAddr, Ipv4Addr, ServerName};
-use tokio::{net::TcpStream, sync::watch, time::timeout};
-use tokio_rustls::{TlsConnector, client::TlsStream};
+use ambit_identity::{CertificateError, CertificateStore, SpiffeId, WorkloadCertificate};
+use http::{HeaderMap, Method, StatusCode, uri::Authority};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    sync::watch,
+    time::timeout,
+};
 
 pub(crate) use crate::pooled::Lease;
 use crate::{
     Limits, Network, Tunnel,
-    keepalive::KeepAlive,
-    pooled::{self, Key, Peers, Pooled, Slot},
+    http2::{Broken, Driver, Ended, RequestHead},
+    limits::{MAX_OPEN_ATTEMPTS, SPREAD_TIMEOUT},
+    pooled::{self, Key, Peers, Pooled, Room, Slot},
     socket::{self, ConnectOptions},
+    tls::{self, Established},
 };
 
 /// Connections to peers, shared by the tunnels that may share them: same network namespace, same source identity, same
@@ -156,24 +160,25 @@ impl Pool {
         if *self.stop.borrow() != Stop::No {
             return Err(ConnectError::Closed);
         }
-        let Connect { network, source, peer, expected, authority, headers, mark } = request;
-        let authority =
-            Authority::from_str(&authority).map_err(|_| ConnectError::Authority { authority: authority.clone() })?;
+        let head = request.head()?;
+        let Connect { network, source, peer, expected, mark, .. } = request;
         let key = Key::new(network, source, expected, peer, mark);
-        let (lease, reused) = self.lease(&key, 0).await?;
-        match self.open(lease, &authority, &headers, peer).await {
-            Err(OpenError::Dead(reason)) if reused => {
-                tracing::debug!(%peer, reason, "a pooled connection was dead, trying a new one");
-                let newest = self.sequence.load(Ordering::Relaxed);
-                let (lease, _) = self.lease(&key, newest).await?;
-                self.open(lease, &authority, &headers, peer).await
+        let slot = self.peers.slot(&key);
+        let mut newest = 0;
+        let mut attempts = 1;
+        loop {
+            let (lease, reused) = self.lease(&key, &slot, newest).await?;
+            match self.open(lease, &slot, &head, peer).await {
+                Ok(tunnel) => return Ok(tunnel),
+                // Also a new connection may refuse: the peer's limit of streams was not known when many were opened.
+                Err(OpenError::Dead(reason)) if attempts < MAX_OPEN_ATTEMPTS && (reused || attempts == 1) => {
+                    tracing::debug!(%peer, reason, "a pooled connection took no stream, trying another one");
+                    newest = self.sequence.load(Ordering::Relaxed);
+                    attempts += 1;
+                }
+                Err(error) => return Err(error.about(peer)),
             }
-            outcome => outcome,
         }
-        .map_err(|error| match error {
-            OpenError::Dead(reason) => ConnectError::Dropped { peer, reason },
-            OpenError::Final(error) => error,
-        })
     }
 
     /// Refuses new tunnels from now on; each connection ends with its last tunnel.
@@ -194,14 +199,15 @@ impl Pool {
     }
 
     /// Room for a stream on a connection numbered above `newer_than`, and whether that connection was there already.
-    async fn lease(&self, key: &Key, newer_than: u64) -> Result<(Lease, bool), ConnectError> {
-        let slot = self.peers.slot(key);
-        if let Some(lease) = slot.checkout(newer_than) {
-            return Ok((lease, true));
+    async fn lease(&self, key: &Key, slot: &Slot, newer_than: u64) -> Result<(Lease, bool), ConnectError> {
+        match slot.checkout(newer_than, &self.limits) {
+            Room::Free(lease) => return Ok((lease, true)),
+            Room::Crowded(lease) => return Ok(self.spread(key, slot, lease).await),
+            Room::None => {}
         }
         let failures = slot.failures();
         let _creating = slot.creating.lock().await;
-        if let Some(lease) = slot.checkout(newer_than) {
+        if let Room::Free(lease) | Room::Crowded(lease) = slot.checkout(newer_than, &self.limits) {
             return Ok((lease, true));
         }
         // Whoever created before us failed while we waited: its answer is ours, or a queue would wait one timeout each.
@@ -212,7 +218,7 @@ impl Pool {
             full if full >= self.limits.max_connections_per_peer => {
                 Err(ConnectError::TooManyConnections { peer: key.peer, limit: full })
             }
-            _ => self.dial(key, &slot).await,
+            _ => self.dial(key, slot).await,
         };
         match made {
             Ok(lease) => Ok((lease, false)),
@@ -223,86 +229,116 @@ impl Pool {
         }
     }
 
+    /// A lease on a new connection that shares the load, or else on the crowded one: it serves too, so nobody waits long.
+    async fn spread(&self, key: &Key, slot: &Slot, crowded: Lease) -> (Lease, bool) {
+        let Ok(_creating) = slot.creating.try_lock() else { return (crowded, true) };
+        match timeout(SPREAD_TIMEOUT, self.dial(key, slot)).await {
+            Ok(Ok(lease)) => (lease, false),
+            outcome => {
+                tracing::debug!(peer = %key.peer, error = ?outcome.map(|made| made.err()), "no further connection to share the load");
+                slot.spread_failed();
+                (crowded, true)
+            }
+        }
+    }
+
     async fn dial(&self, key: &Key, slot: &Slot) -> Result<Lease, ConnectError> {
         let certificate = self.certificates.get(&key.source).await?;
         let options = ConnectOptions { source: None, mark: key.mark, timeout: self.limits.connect_timeout };
         let peer = key.peer;
         let tcp = socket::connect(key.network(), peer, &options).await;
-        let tcp = tcp.map_err(|error| ConnectError::Tcp { peer, reason: error.to_string() })?;
-        let after = self.limits.handshake_timeout;
-        let connector = TlsConnector::from(certificate.client_config(&key.expected));
-        let handshakes = async {
-            let tls_failed = |reason: String| ConnectError::Tls { peer, reason };
-            // The name is never sent and never checked: who the peer must be is in the configuration.
-            let nobody = ServerName::IpAddress(IpAddr::V4(Ipv4Addr::from([0, 0, 0, 0])));
-            let tls = connector.connect(nobody, tcp).await.map_err(|error| tls_failed(error.to_string()))?;
-            if tls.get_ref().1.alpn_protocol() != Some(b"h2") {
-                return Err(tls_failed("the peer doesn't speak `h2`".to_owned()));
-            }
-            let http2 = builder(&self.limits).handshake::<_, Bytes>(tls).await;
-            http2.map_err(|error| ConnectError::Dropped { peer, reason: error.to_string() })
-        };
-        let outcome = timeout(after, handshakes).await;
-        let (send, mut http2) = outcome.map_err(|_| ConnectError::HandshakeTimeout { peer, after })??;
-        let keepalive = KeepAlive::new(http2.ping_pong(), &self.limits);
+        let mut tcp = tcp.map_err(|error| ConnectError::Tcp { peer, reason: error.to_string() })?;
+        let config = tls::client_config(&certificate, &key.expected);
+        let tls = shake_hands(&mut tcp, config, &self.limits, peer).await?;
+        let (http2, session) = Driver::client(tcp, tls, &self.limits);
         let id = self.sequence.fetch_add(1, Ordering::Relaxed) + 1;
-        let (pooled, lease) = Pooled::new(id, send, certificate, self.limits.max_streams_per_connection);
+        let (pooled, lease) = Pooled::new(id, session, certificate);
         // A pool that began to end meanwhile keeps nothing.
         if *self.stop.borrow() != Stop::No {
             return Err(ConnectError::Closed);
         }
         let driver = pooled::Driver::new(&pooled, key.clone(), &self.peers, self.limits.idle_timeout);
         slot.insert(pooled);
-        tokio::spawn(drive(http2, keepalive, driver, self.stop.subscribe()));
+        tokio::spawn(drive(http2, driver, self.stop.subscribe()));
         Ok(lease)
     }
 
     async fn open(
         &self,
-        mut lease: Lease,
-        authority: &Authority,
-        headers: &HeaderMap,
+        lease: Lease,
+        slot: &Slot,
+        request: &RequestHead,
         peer: SocketAddr,
     ) -> Result<Tunnel, OpenError> {
-        let mut request = Request::new(());
-        *request.method_mut() = Method::CONNECT;
-        *request.uri_mut() = Uri::from(authority.clone());
-        *request.version_mut() = Version::HTTP_2;
-        *request.headers_mut() = headers.clone();
-        let (response, send) = lease.send.send_request(request, false).map_err(OpenError::from_h2)?;
-        let after = self.limits.response_timeout;
-        let response = timeout(after, response)
-            .await
-            .map_err(|_| OpenError::Final(ConnectError::ResponseTimeout { peer, after }))?
-            .map_err(|error| OpenError::from_answer(peer, error))?;
-        if response.status() != StatusCode::OK {
-            return Err(OpenError::Final(ConnectError::Refused { peer, status: response.status() }));
+        let session = lease.session.clone();
+        let tunnel = open(lease, request, self.limits.response_timeout, peer).await;
+        // An answer means that the peer's settings are known. The next connection begins with what this one learned.
+        if let Some(limit) = session.peer_max_streams() {
+            slot.learn_max_streams(limit);
         }
-        let (head, recv) = response.into_parts();
-        Ok(Tunnel::new(send, recv, head.headers, Some(lease)))
+        tunnel
     }
 }
 
-fn builder(limits: &Limits) -> h2::client::Builder {
-    let mut builder = h2::client::Builder::new();
-    builder
-        .initial_window_size(limits.stream_window_bytes)
-        .initial_connection_window_size(limits.connection_window_bytes)
-        .max_frame_size(limits.max_frame_bytes)
-        .max_header_list_size(limits.client_header_bytes)
-        .max_send_buffer_size(limits.client_send_buffer_bytes)
-        .initial_max_send_streams(limits.max_streams_per_connection)
-        .enable_push(false);
-    builder
+/// Opens one tunnel within another: TLS, HTTP/2 and a CONNECT of their own over the bytes of `outer`, which leads to a
+/// network gateway (`spec/ztunnel.md` 2.8). Nobody else shares the inner connection; it ends with its one tunnel, and
+/// the outer tunnel with it. [`Connect::peer`] stands for whoever answers in messages only; [`Connect::network`] and
+/// [`Connect::mark`] have no meaning here.
+///
+/// # Errors
+/// When any step fails; the error names the step. `outer` is broken then.
+pub async fn connect_within<T>(
+    mut outer: T,
+    certificate: &Arc<WorkloadCertificate>,
+    request: Connect,
+    limits: &Limits,
+) -> Result<Tunnel, ConnectError>
+where
+    T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let peer = request.peer;
+    let head = request.head()?;
+    let config = tls::client_config(certificate, &request.expected);
+    let tls = shake_hands(&mut outer, config, limits, peer).await?;
+    let (driver, session) = Driver::client(outer, tls, limits);
+    tokio::spawn(driver);
+    let tunnel = open(Lease::alone(session), &head, limits.response_timeout, peer).await;
+    tunnel.map_err(|error| error.about(peer))
+}
+
+async fn shake_hands<T>(
+    io: &mut T,
+    config: Arc<rustls::ClientConfig>,
+    limits: &Limits,
+    peer: SocketAddr,
+) -> Result<Established, ConnectError>
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    let after = limits.handshake_timeout;
+    let tls = timeout(after, tls::connect(io, config)).await;
+    let tls = tls.map_err(|_| ConnectError::HandshakeTimeout { peer, after })?;
+    let tls = tls.map_err(|error| ConnectError::Tls { peer, reason: error.to_string() })?;
+    if tls.protocol.as_deref() != Some(b"h2") {
+        return Err(ConnectError::Tls { peer, reason: "the peer doesn't speak `h2`".to_owned() });
+    }
+    Ok(tls)
+}
+
+async fn open(lease: Lease, request: &RequestHead, after: Duration, peer: SocketAddr) -> Result<Tunnel, OpenError> {
+    let mut stream = lease.session.open(request).map_err(|broken| OpenError::Dead(broken.to_string()))?;
+    let response = timeout(after, poll_fn(|cx| stream.poll_response(cx)))
+        .await
+        .map_err(|_| OpenError::Final(ConnectError::ResponseTimeout { peer, after }))?
+        .map_err(|broken| OpenError::new(peer, &broken))?;
+    if response.status != StatusCode::OK {
+        return Err(OpenError::Final(ConnectError::Refused { peer, status: response.status }));
+    }
+    Ok(Tunnel::new(stream, response.headers, Some(lease)))
 }
 
 /// Moves a connection's bytes until it ends, is dead, or is told to end.
-async fn drive(
-    mut http2: h2::client::Connection<TlsStream<TcpStream>, Bytes>,
-    mut keepalive: KeepAlive,
-    driver: pooled::Driver,
-    mut stop: watch::Receiver<Stop>,
-) {
+async fn drive(mut http2: Driver<TcpStream>, driver: pooled::Driver, mut stop: watch::Receiver<Stop>) {
     let peer = driver.peer();
     let stopped = async {
         // A pool that is dropped lets its tunnels live on.
@@ -313,14 +349,10 @@ async fn drive(
     tokio::pin!(stopped);
     loop {
         tokio::select! {
-            outcome = &mut http2 => {
-                if let Err(error) = outcome {
-                    tracing::debug!(%peer, %error, "connection ended");
+            ended = &mut http2 => {
+                if let Ended::Failed(reason) = ended {
+                    tracing::debug!(%peer, %reason, "a connection ended with streams open");
                 }
-                break;
-            }
-            () = std::future::poll_fn(|cx| keepalive.poll_dead(cx)) => {
-                tracing::warn!(%peer, "connection dropped: no answer to a ping");
                 break;
             }
             () = &mut stopped => break,
@@ -339,19 +371,32 @@ enum OpenError {
     Final(ConnectError),
 }
 
+// === impl Connect ===
+
+impl Connect {
+    fn head(&self) -> Result<RequestHead, ConnectError> {
+        let authority = Authority::from_str(&self.authority)
+            .map_err(|_| ConnectError::Authority { authority: self.authority.clone() })?;
+        Ok(RequestHead { method: Method::CONNECT, authority: Some(authority), headers: self.headers.clone() })
+    }
+}
+
 // === impl OpenError ===
 
 impl OpenError {
-    fn from_h2(error: h2::Error) -> Self {
-        Self::Dead(error.to_string())
+    fn new(peer: SocketAddr, broken: &Broken) -> Self {
+        // A refused stream was not processed (RFC 9113 8.7). A reset for another reason is the peer's answer.
+        if broken.may_be_tried_again() {
+            Self::Dead(broken.to_string())
+        } else {
+            Self::Final(ConnectError::Dropped { peer, reason: broken.to_string() })
+        }
     }
 
-    fn from_answer(peer: SocketAddr, error: h2::Error) -> Self {
-        // A refused stream was not processed (RFC 9113 8.7). A reset for another reason is the peer's answer.
-        if error.is_io() || error.is_go_away() || error.reason() == Some(Reason::REFUSED_STREAM) {
-            Self::Dead(error.to_string())
-        } else {
-            Self::Final(ConnectError::Dropped { peer, reason: error.to_string() })
+    fn about(self, peer: SocketAddr) -> ConnectError {
+        match self {
+            Self::Dead(reason) => ConnectError::Dropped { peer, reason },
+            Self::Final(error) => error,
         }
     }
 }

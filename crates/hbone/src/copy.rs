@@ -1,35 +1,64 @@
 //! Joins two byte streams, with half-closes and resets carried through (`spec/ztunnel.md` 2.7).
 
 use std::{
+    collections::VecDeque,
     fmt,
     future::{Future, poll_fn},
-    io,
+    io::{self, IoSlice},
     pin::Pin,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
+use bytes::{Buf, Bytes};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite},
     net::TcpStream,
-    time::{Instant, Sleep, sleep},
+    time::{Instant, Sleep, sleep_until},
 };
+use tokio_util::io::poll_read_buf;
 
-use crate::socket::reset_on_close;
+use crate::{
+    buffers,
+    limits::{COPY_STEPS, MAX_SLICES, SHARED_PIECE_BYTES},
+    socket::reset_on_close,
+};
 
 /// How long a connection whose one direction has ended may go without a byte in the other.
 pub const HALF_CLOSE_IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
-/// Buffer of a direction at first, in bytes: most connections are short or quiet.
-pub const MIN_BUFFER_BYTES: usize = 8 * 1024;
-/// Buffer of a direction that keeps filling it, in bytes.
-pub const MAX_BUFFER_BYTES: usize = 64 * 1024;
-/// Steps a direction takes before other tasks get their turn.
-const MAX_STEPS: usize = 64;
+/// How long a connection may go without a byte in either direction.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
+
+/// How long a connection is kept though nothing moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// After one direction has ended.
+    pub half_close: Duration,
+    /// While both are open.
+    pub idle: Duration,
+}
 
 /// A byte stream that can end as broken rather than as finished.
 pub trait Reset {
     /// Ends the stream so that the peer sees a reset; for a socket that is when it is dropped.
     fn reset(&mut self);
+
+    /// Reads into `chunks` what is there, and gives the number of bytes; 0 is the end. A stream that holds its bytes in
+    /// chunks hands them over as they are.
+    fn poll_take(&mut self, cx: &mut Context<'_>, chunks: &mut VecDeque<Bytes>) -> Poll<io::Result<usize>>
+    where
+        Self: AsyncRead + Unpin + Sized,
+    {
+        read(self, cx, chunks)
+    }
+
+    /// Writes from the front of `chunks` what there is room for, takes it out of them, and gives the number of bytes.
+    fn poll_give(&mut self, cx: &mut Context<'_>, chunks: &mut VecDeque<Bytes>) -> Poll<io::Result<usize>>
+    where
+        Self: AsyncWrite + Unpin + Sized,
+    {
+        write(self, cx, chunks)
+    }
 }
 
 /// A copy that ended before both directions were finished.
@@ -43,42 +72,43 @@ pub struct CopyError {
     pub error: io::Error,
 }
 
-/// Copies from `a` to `b` and from `b` to `a` until both directions have ended, and gives the bytes moved each way. The
-/// end of one direction is passed on as the end of that direction only; the other goes on, for as long as it moves a
-/// byte every `half_close_idle`. When anything fails, both streams are [reset](Reset), so a connection broken on one
-/// side is broken, not finished, on the other.
-///
-/// The streams stay the caller's: whoever cancels the copy decides how they end.
+/// Copies from `a` to `b` and from `b` to `a` until both directions have ended, and gives the bytes moved each way: as
+/// [`bidirectional_within`], with [`IDLE_TIMEOUT`].
 ///
 /// # Errors
-/// When a stream is reset or fails, or the half-close timeout is over ([`io::ErrorKind::TimedOut`]).
-pub async fn bidirectional<A, B>(a: &mut A, b: &mut B, half_close_idle: Duration) -> Result<(u64, u64), CopyError>
+/// When a stream is reset or fails, or a timeout is over ([`io::ErrorKind::TimedOut`]).
+pub async fn bidirectional<A, B>(a: &mut A, b: &mut B, half_close: Duration) -> Result<(u64, u64), CopyError>
 where
     A: AsyncRead + AsyncWrite + Reset + Unpin,
     B: AsyncRead + AsyncWrite + Reset + Unpin,
 {
-    let mut forth = Direction::new();
-    let mut back = Direction::new();
-    let mut idle: Option<Pin<Box<Sleep>>> = None;
-    let mut seen = 0;
+    bidirectional_within(a, b, Timeouts { half_close, ..Timeouts::default() }).await
+}
+
+/// Copies from `a` to `b` and from `b` to `a` until both directions have ended, and gives the bytes moved each way. The
+/// end of one direction is passed on as the end of that direction only; the other goes on. When anything fails, or no
+/// byte moves for as long as `timeouts` say, both streams are [reset](Reset), so a connection broken on one side is
+/// broken, not finished, on the other.
+///
+/// The streams stay the caller's: whoever cancels the copy decides how they end.
+///
+/// # Errors
+/// When a stream is reset or fails, or a timeout is over ([`io::ErrorKind::TimedOut`]).
+pub async fn bidirectional_within<A, B>(a: &mut A, b: &mut B, timeouts: Timeouts) -> Result<(u64, u64), CopyError>
+where
+    A: AsyncRead + AsyncWrite + Reset + Unpin,
+    B: AsyncRead + AsyncWrite + Reset + Unpin,
+{
+    let mut forth = Direction::default();
+    let mut back = Direction::default();
+    let mut idle = Idle { timeouts, timer: None, moved: 0, since: Instant::now() };
     let outcome = poll_fn(|cx| {
         let forth_done = forth.poll(cx, a, b)?.is_ready();
         let back_done = back.poll(cx, b, a)?.is_ready();
         if forth_done && back_done {
             return Poll::Ready(Ok(()));
         }
-        if forth_done || back_done {
-            let moved = forth.copied + back.copied;
-            let timer = idle.get_or_insert_with(|| Box::pin(sleep(half_close_idle)));
-            if moved != seen {
-                seen = moved;
-                timer.as_mut().reset(Instant::now() + half_close_idle);
-            }
-            ready!(timer.as_mut().poll(cx));
-            let message = format!("no byte within {half_close_idle:?} after the other direction had ended");
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, message)));
-        }
-        Poll::Pending
+        idle.poll(cx, forth.copied + back.copied, forth_done || back_done)
     })
     .await;
     match outcome {
@@ -92,87 +122,157 @@ where
 }
 
 /// One direction: bytes read from its source and not yet written to its sink, and how far it has come.
+#[derive(Default)]
 struct Direction {
-    buffer: Vec<u8>,
-    start: usize,
-    end: usize,
+    chunks: VecDeque<Bytes>,
     copied: u64,
     phase: Phase,
     unflushed: bool,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
 enum Phase {
+    #[default]
     Copying,
     /// The source has ended and all is written; the sink is to be told.
     Ending,
     Ended,
 }
 
+/// Watches that bytes move.
+struct Idle {
+    timeouts: Timeouts,
+    timer: Option<Pin<Box<Sleep>>>,
+    moved: u64,
+    /// When they last did.
+    since: Instant,
+}
+
 // === impl Direction ===
 
 impl Direction {
-    fn new() -> Self {
-        Self { buffer: vec![0; MIN_BUFFER_BYTES], start: 0, end: 0, copied: 0, phase: Phase::Copying, unflushed: false }
-    }
-
     /// Ready when the source has ended and the sink knows.
     fn poll<R, W>(&mut self, cx: &mut Context<'_>, source: &mut R, sink: &mut W) -> Poll<io::Result<()>>
     where
-        R: AsyncRead + Unpin,
-        W: AsyncWrite + Unpin,
+        R: AsyncRead + Reset + Unpin,
+        W: AsyncWrite + Reset + Unpin,
     {
-        for _ in 0..MAX_STEPS {
+        for _ in 0..COPY_STEPS {
             match self.phase {
                 Phase::Ended => return Poll::Ready(Ok(())),
                 Phase::Ending => {
                     ready!(Pin::new(&mut *sink).poll_shutdown(cx))?;
                     self.phase = Phase::Ended;
-                    self.buffer = Vec::new();
                 }
-                Phase::Copying if self.start < self.end => {
-                    let pending = &self.buffer[self.start..self.end];
-                    let written = ready!(Pin::new(&mut *sink).poll_write(cx, pending))?;
-                    if written == 0 {
-                        return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+                Phase::Copying if !self.chunks.is_empty() => match ready!(sink.poll_give(cx, &mut self.chunks)) {
+                    Ok(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                    Ok(written) => {
+                        self.copied += written as u64;
+                        self.unflushed = true;
                     }
-                    self.start += written;
-                    self.copied += written as u64;
-                    self.unflushed = true;
-                }
-                Phase::Copying => ready!(self.poll_fill(cx, source, sink))?,
+                    // The sink needs no more, which is no failure: a tunnel that was reset with NO_ERROR.
+                    Err(error) if error.kind() == io::ErrorKind::BrokenPipe && error.raw_os_error().is_none() => {
+                        self.chunks = VecDeque::new();
+                        self.phase = Phase::Ended;
+                    }
+                    Err(error) => return Poll::Ready(Err(error)),
+                },
+                Phase::Copying => match source.poll_take(cx, &mut self.chunks) {
+                    Poll::Ready(Ok(0)) => self.phase = Phase::Ending,
+                    Poll::Ready(Ok(_)) => {}
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                    Poll::Pending => {
+                        // Nothing more for now, so what was written must not wait for more.
+                        if self.unflushed {
+                            ready!(Pin::new(&mut *sink).poll_flush(cx))?;
+                            self.unflushed = false;
+                        }
+                        return Poll::Pending;
+                    }
+                },
             }
         }
         cx.waker().wake_by_ref();
         Poll::Pending
     }
+}
 
-    fn poll_fill<R, W>(&mut self, cx: &mut Context<'_>, source: &mut R, sink: &mut W) -> Poll<io::Result<()>>
-    where
-        R: AsyncRead + Unpin,
-        W: AsyncWrite + Unpin,
-    {
-        if self.end == self.buffer.len() && self.end < MAX_BUFFER_BYTES {
-            self.buffer.resize(self.end * 2, 0);
+/// Reads what is there. An idle stream holds no buffer, and a short message only as much as it needs.
+fn read<R>(source: &mut R, cx: &mut Context<'_>, chunks: &mut VecDeque<Bytes>) -> Poll<io::Result<usize>>
+where
+    R: AsyncRead + Unpin,
+{
+    let mut buffer = buffers::take_in();
+    let outcome = poll_read_buf(Pin::new(source), cx, &mut buffer);
+    match outcome {
+        Poll::Ready(Ok(length)) if length >= SHARED_PIECE_BYTES => chunks.push_back(buffer.freeze()),
+        Poll::Ready(Ok(length)) => {
+            if length > 0 {
+                chunks.push_back(Bytes::copy_from_slice(&buffer));
+            }
+            buffers::give_in(buffer);
         }
-        let mut buffer = ReadBuf::new(&mut self.buffer);
-        match Pin::new(source).poll_read(cx, &mut buffer) {
-            Poll::Ready(outcome) => {
-                outcome?;
-                (self.start, self.end) = (0, buffer.filled().len());
-                if self.end == 0 {
-                    self.phase = Phase::Ending;
-                }
-                Poll::Ready(Ok(()))
+        _ => buffers::give_in(buffer),
+    }
+    outcome
+}
+
+fn write<W>(sink: &mut W, cx: &mut Context<'_>, chunks: &mut VecDeque<Bytes>) -> Poll<io::Result<usize>>
+where
+    W: AsyncWrite + Unpin,
+{
+    let written = match chunks.front() {
+        Some(only) if chunks.len() == 1 => ready!(Pin::new(sink).poll_write(cx, only))?,
+        _ => {
+            let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+            let mut filled = 0;
+            for (slice, chunk) in slices.iter_mut().zip(chunks.iter()) {
+                *slice = IoSlice::new(chunk);
+                filled += 1;
             }
-            Poll::Pending => {
-                // Nothing more for now, so what was written must not wait for more.
-                if self.unflushed {
-                    ready!(Pin::new(sink).poll_flush(cx))?;
-                    self.unflushed = false;
-                }
-                Poll::Pending
+            ready!(Pin::new(sink).poll_write_vectored(cx, &slices[..filled]))?
+        }
+    };
+    let mut left = written;
+    while left > 0
+        && let Some(mut chunk) = chunks.pop_front()
+    {
+        if chunk.len() > left {
+            chunk.advance(left);
+            chunks.push_front(chunk);
+            break;
+        }
+        left -= chunk.len();
+        buffers::recycle(chunk);
+    }
+    Poll::Ready(Ok(written))
+}
+
+// === impl Idle ===
+
+impl Idle {
+    /// Ready with an error when nothing has moved for too long.
+    fn poll(&mut self, cx: &mut Context<'_>, moved: u64, half_closed: bool) -> Poll<io::Result<()>> {
+        if moved != self.moved {
+            self.moved = moved;
+            self.since = Instant::now();
+        }
+        let limit = if half_closed { self.timeouts.half_close } else { self.timeouts.idle };
+        // A limit beyond all time is none.
+        let Some(end) = self.since.checked_add(limit) else { return Poll::Pending };
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(end)));
+        // A timer that is early is moved on when it fires: that is cheaper than to move it with every byte.
+        if end < timer.deadline() {
+            timer.as_mut().reset(end);
+        }
+        loop {
+            ready!(timer.as_mut().poll(cx));
+            if Instant::now() >= end {
+                let which = if half_closed { " after the other direction had ended" } else { "" };
+                let message = format!("no byte within {limit:?}{which}");
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, message)));
             }
+            timer.as_mut().reset(end);
         }
     }
 }
@@ -182,6 +282,14 @@ impl Direction {
 impl Reset for TcpStream {
     fn reset(&mut self) {
         reset_on_close(self);
+    }
+}
+
+// === impl Timeouts ===
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self { half_close: HALF_CLOSE_IDLE_TIMEOUT, idle: IDLE_TIMEOUT }
     }
 }
 

@@ -5,17 +5,24 @@
 //! What it refuses to do: know what a tunnel carries, or decide who may use it.
 #![forbid(unsafe_code)]
 
+mod buffers;
 mod client;
 pub mod copy;
+#[doc(hidden)]
+pub mod fuzzing;
+pub mod headers;
+mod http2;
 mod keepalive;
 pub mod limits;
 mod pooled;
 mod server;
 pub mod socket;
+mod tls;
 mod tunnel;
 
-pub use client::{Connect, ConnectError, Pool};
+pub use client::{Connect, ConnectError, Pool, connect_within};
+pub use headers::{Baggage, ConnectHeaders, Forwarded, HeaderError, TraceParent, WorkloadKind};
 pub use limits::Limits;
-pub use server::{AcceptError, ConnectRequest, Connection, Error, accept};
+pub use server::{AcceptError, ConnectRequest, Connection, Error, accept, accept_over};
 pub use socket::{HostNetwork, Network};
 pub use tunnel::Tunnel;

@@ -19,6 +19,10 @@ pub struct Limits {
     pub idle_timeout: Duration,
     /// Concurrent streams per pooled connection (the peer's own limit holds too).
     pub max_streams_per_connection: usize,
+    /// Streams that every connection to a peer carries before another one shares the work, up to `spread_connections`.
+    pub streams_before_spread: usize,
+    /// Connections to one peer over which streams are spread. More are made only when these are full.
+    pub spread_connections: usize,
     /// Pooled connections per {network, source, expected identities, peer, mark}.
     pub max_connections_per_peer: usize,
     /// Concurrent streams a server lets one peer open on a connection.
@@ -39,8 +43,60 @@ pub struct Limits {
     pub server_send_buffer_bytes: usize,
 }
 
+/// Longest wait for a connection that is to share the load of others.
+pub const SPREAD_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long the others must do after such a connection could not be had.
+pub const SPREAD_PAUSE: Duration = Duration::from_secs(60);
+/// Connections that a tunnel is tried on, when the first ones can't take it.
+pub const MAX_OPEN_ATTEMPTS: usize = 3;
+/// Longest value of a header of a CONNECT that is understood or sent, in bytes.
+pub const MAX_CONNECT_HEADER_BYTES: usize = 4096;
+/// Members of a `baggage`.
+pub const MAX_BAGGAGE_MEMBERS: usize = 64;
+/// Elements of a `forwarded` after the first: proxies on the way.
+pub const MAX_FORWARDED_ELEMENTS: usize = 16;
 /// Largest single write into a tunnel, in bytes.
 pub const MAX_WRITE_BYTES: usize = 256 * 1024;
+/// Bytes of handshake messages taken in before the handshake is over.
+pub const MAX_HANDSHAKE_BYTES: usize = 256 * 1024;
+/// Longest TLS message after the handshake, in bytes.
+pub const MAX_POST_HANDSHAKE_BYTES: usize = 16 * 1024;
+/// Key updates of the peer without application data between them.
+pub const MAX_UPDATES_WITHOUT_DATA: u32 = 32;
+/// Records sealed with one key (RFC 8446 5.5), with room to spare below the bound of AES-GCM.
+pub const MAX_RECORDS_PER_KEY: u64 = 1 << 23;
+/// Largest header block taken in, compressed, in bytes.
+pub const MAX_HEADER_BLOCK_BYTES: usize = 64 * 1024;
+/// Largest frame taken in other than DATA and header blocks, in bytes.
+pub const MAX_CONTROL_FRAME_BYTES: u32 = 4096;
+/// Frames other than DATA that wait to be sent before the peer is no longer read, in bytes.
+pub const MAX_PENDING_CONTROL_BYTES: usize = 64 * 1024;
+/// Bytes read from a connection at once.
+pub const READ_BYTES: usize = 128 * 1024;
+/// Bytes of frames sealed and written at once.
+pub const BATCH_BYTES: usize = 128 * 1024;
+/// The same, sealed.
+pub const OUT_BYTES: usize = BATCH_BYTES + DATA_FRAME_BYTES + 16 * 1024;
+/// Streams with something to send that are enough for a batch.
+pub const MAX_GATHERED_STREAMS: usize = 64;
+/// Largest DATA frame sent, in bytes: after it another stream has its turn.
+pub const DATA_FRAME_BYTES: usize = 64 * 1024;
+/// Pieces of DATA up to this size are gathered into larger ones.
+pub const SMALL_PIECE_BYTES: usize = 4096;
+/// Data that a buffer must hold to be handed on without a copy, in bytes.
+pub const SHARED_PIECE_BYTES: usize = 32 * 1024;
+/// Bytes handed to a stream's reader at once.
+pub const MAX_TAKE_BYTES: usize = 256 * 1024;
+/// Steps a direction of a copy takes before other tasks get their turn.
+pub const COPY_STEPS: usize = 32;
+/// Pieces written to a socket at once.
+pub const MAX_SLICES: usize = 32;
+/// Rounds of sending and receiving before other tasks get their turn.
+pub const MAX_TURNS: usize = 16;
+/// Buffers of each kind that a worker thread keeps for its connections.
+pub const KEPT_BUFFERS: usize = 4;
+/// How long a closed connection waits for the peer to close as well.
+pub const CLOSE_LINGER: Duration = Duration::from_secs(1);
 
 // === impl Limits ===
 
@@ -54,6 +110,8 @@ impl Default for Limits {
             keepalive_timeout: Duration::from_secs(20),
             idle_timeout: Duration::from_secs(300),
             max_streams_per_connection: 100,
+            streams_before_spread: 16,
+            spread_connections: 2,
             max_connections_per_peer: 64,
             max_accepted_streams: 200,
             stream_window_bytes: 4 << 20,
@@ -61,8 +119,9 @@ impl Default for Limits {
             max_frame_bytes: 1 << 20,
             client_header_bytes: 16 << 10,
             server_header_bytes: 64 << 10,
-            client_send_buffer_bytes: 4 << 20,
-            server_send_buffer_bytes: 400 << 10,
+            // A writer that is far ahead of its connection only spoils the processor's caches.
+            client_send_buffer_bytes: 256 << 10,
+            server_send_buffer_bytes: 256 << 10,
         }
     }
 }

@@ -12,16 +12,13 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    task::{Context, Poll, Waker},
     time::Duration,
 };
 
 use ambit_identity::{SpiffeId, WorkloadCertificate};
-use bytes::Bytes;
-use h2::client::SendRequest;
 use tokio::time::{Instant, sleep};
 
-use crate::{ConnectError, Network};
+use crate::{ConnectError, Limits, Network, http2::Session, limits::SPREAD_PAUSE};
 
 /// Tunnels with equal keys may share a connection.
 #[derive(Clone)]
@@ -50,6 +47,18 @@ pub(crate) struct Slot {
     /// Held while a connection is made, so that many tunnels wanted at once make one connection.
     pub(crate) creating: tokio::sync::Mutex<()>,
     failures: Mutex<(u64, Option<ConnectError>)>,
+    /// The peer's limit of concurrent streams, as its connections have told so far; 0 before that.
+    max_streams: AtomicUsize,
+    /// When a connection to share the load was last tried for and not had.
+    spread_failed: Mutex<Option<Instant>>,
+}
+
+/// What the connections of a key have to offer.
+pub(crate) enum Room {
+    Free(Lease),
+    /// There is room, but another connection, and with it another task, should share the work.
+    Crowded(Lease),
+    None,
 }
 
 /// A slot in use. The last one to let go of a slot without connections removes it.
@@ -62,11 +71,10 @@ pub(crate) struct SlotGuard<'a> {
 /// A connection to share.
 pub(crate) struct Pooled {
     id: u64,
-    send: SendRequest<Bytes>,
+    session: Session,
     activity: Arc<Activity>,
     /// What was shown to the peer. Once it is expired the connection takes no new stream.
     certificate: Arc<WorkloadCertificate>,
-    max_streams: usize,
 }
 
 struct Activity {
@@ -77,8 +85,8 @@ struct Activity {
 
 /// Room for one stream, until dropped.
 pub(crate) struct Lease {
-    pub(crate) send: SendRequest<Bytes>,
-    _stream: StreamCount,
+    pub(crate) session: Session,
+    _stream: Option<StreamCount>,
 }
 
 struct StreamCount(Arc<Activity>);
@@ -199,11 +207,34 @@ impl Slot {
         self.users.load(Ordering::Relaxed) == 0 && lock(&self.connections).is_empty()
     }
 
-    /// Room on a living connection numbered above `newer_than`. Dead ones are thrown out on the way.
-    pub(crate) fn checkout(&self, newer_than: u64) -> Option<Lease> {
+    /// Room on a living connection numbered above `newer_than`: on the one with the fewest streams. Dead ones are thrown
+    /// out on the way.
+    pub(crate) fn checkout(&self, newer_than: u64, limits: &Limits) -> Room {
         let mut connections = lock(&self.connections);
         connections.retain(Pooled::takes_streams);
-        connections.iter().filter(|pooled| pooled.id > newer_than).find_map(Pooled::lease)
+        let candidates = connections.iter().filter(|pooled| pooled.id > newer_than);
+        let Some(least) = candidates.min_by_key(|pooled| pooled.streams()) else { return Room::None };
+        let crowded = least.streams() >= limits.streams_before_spread && connections.len() < limits.spread_connections;
+        let learned = self.max_streams.load(Ordering::Relaxed);
+        let own = limits.max_streams_per_connection;
+        match least.lease(if learned == 0 { own } else { own.min(learned) }, own) {
+            Some(lease) if crowded && self.may_spread() => Room::Crowded(lease),
+            Some(lease) => Room::Free(lease),
+            None => Room::None,
+        }
+    }
+
+    fn may_spread(&self) -> bool {
+        lock(&self.spread_failed).is_none_or(|at| at.elapsed() >= SPREAD_PAUSE)
+    }
+
+    /// No further connection could be had, so the present ones must do for a while.
+    pub(crate) fn spread_failed(&self) {
+        *lock(&self.spread_failed) = Some(Instant::now());
+    }
+
+    pub(crate) fn learn_max_streams(&self, limit: usize) {
+        self.max_streams.store(limit, Ordering::Relaxed);
     }
 
     pub(crate) fn insert(&self, pooled: Pooled) {
@@ -235,37 +266,43 @@ impl Slot {
 
 impl Pooled {
     /// A connection that carries its first stream already.
-    pub(crate) fn new(
-        id: u64,
-        send: SendRequest<Bytes>,
-        certificate: Arc<WorkloadCertificate>,
-        max_streams: usize,
-    ) -> (Self, Lease) {
+    pub(crate) fn new(id: u64, session: Session, certificate: Arc<WorkloadCertificate>) -> (Self, Lease) {
         let activity = Arc::new(Activity {
             streams: AtomicUsize::new(1),
             ended: AtomicBool::new(false),
             idle_since: Mutex::new(Instant::now()),
         });
-        let lease = Lease { send: send.clone(), _stream: StreamCount(Arc::clone(&activity)) };
-        (Self { id, send, activity, certificate, max_streams }, lease)
+        let lease = Lease { session: session.clone(), _stream: Some(StreamCount(Arc::clone(&activity))) };
+        (Self { id, session, activity, certificate }, lease)
     }
 
     fn takes_streams(&self) -> bool {
-        // Asks without waiting: a closed connection, or one told to go away, answers with an error.
-        let ready = self.send.clone().poll_ready(&mut Context::from_waker(Waker::noop()));
-        !self.activity.ended.load(Ordering::Acquire)
-            && !matches!(ready, Poll::Ready(Err(_)))
-            && self.certificate.is_valid_now()
+        !self.activity.ended.load(Ordering::Acquire) && self.session.is_open() && self.certificate.is_valid_now()
     }
 
-    /// Only called under the slot's lock, so two callers can't take the last place.
-    fn lease(&self) -> Option<Lease> {
-        let limit = self.max_streams.min(self.send.current_max_send_streams());
-        if self.activity.streams.load(Ordering::Acquire) >= limit {
+    fn streams(&self) -> usize {
+        self.activity.streams.load(Ordering::Acquire)
+    }
+
+    /// Only called under the slot's lock, so two callers can't take the last place. `assumed` holds until the peer's
+    /// own limit is known; `own` always.
+    fn lease(&self, assumed: usize, own: usize) -> Option<Lease> {
+        let limit = self.session.peer_max_streams().unwrap_or(assumed).min(own);
+        if self.streams() >= limit {
             return None;
         }
         self.activity.streams.fetch_add(1, Ordering::AcqRel);
-        Some(Lease { send: self.send.clone(), _stream: StreamCount(Arc::clone(&self.activity)) })
+        let stream = StreamCount(Arc::clone(&self.activity));
+        Some(Lease { session: self.session.clone(), _stream: Some(stream) })
+    }
+}
+
+// === impl Lease ===
+
+impl Lease {
+    /// Of a connection that isn't pooled.
+    pub(crate) fn alone(session: Session) -> Self {
+        Self { session, _stream: None }
     }
 }
 

@@ -1,30 +1,29 @@
 //! The accepting end: mutual TLS, HTTP/2, and the CONNECT requests that come in (`spec/ztunnel.md` 2 and 5.1).
 
-use std::{
-    fmt,
-    future::poll_fn,
-    io,
-    net::SocketAddr,
-    sync::Arc,
-    task::{Context, Poll, ready},
-    time::Duration,
-};
+use std::{fmt, future::poll_fn, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use ambit_identity::{SpiffeId, WorkloadCertificate, peer_identity};
-use bytes::Bytes;
-use h2::{Reason, RecvStream, server::SendResponse};
-use http::{HeaderMap, Method, Response, StatusCode, request::Parts, uri::Authority};
-use tokio::{net::TcpStream, time::timeout};
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use http::{HeaderMap, Method, StatusCode, uri::Authority};
+use rustls::pki_types::CertificateDer;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    time::timeout,
+};
 
-use crate::{Limits, Tunnel, keepalive::KeepAlive, socket::fold_mapped};
+use crate::{
+    Limits, Tunnel,
+    headers::{ConnectHeaders, HeaderError},
+    http2::{Driver, Ended, Incoming, ResponseHead, Shared},
+    socket::fold_mapped,
+    tls,
+};
 
 /// An accepted HBONE connection. Dropping it ends all its tunnels.
 pub struct Connection {
-    http2: h2::server::Connection<TlsStream<TcpStream>, Bytes>,
-    keepalive: KeepAlive,
-    keepalive_timeout: Duration,
+    http2: Arc<Shared>,
     peer: SpiffeId,
+    certificates: Vec<CertificateDer<'static>>,
     peer_addr: SocketAddr,
     local_addr: SocketAddr,
     ended: bool,
@@ -32,9 +31,7 @@ pub struct Connection {
 
 /// A request on a connection that waits for its answer. Dropping it unanswered resets the stream.
 pub struct ConnectRequest {
-    head: Parts,
-    recv: RecvStream,
-    respond: SendResponse<Bytes>,
+    incoming: Incoming,
 }
 
 /// Why a connection was not accepted.
@@ -73,89 +70,78 @@ pub enum AcceptError {
         /// What is missing.
         reason: &'static str,
     },
-    /// The HTTP/2 preface failed.
-    #[error("HTTP/2 with `{peer}` failed: {error}")]
-    Http2 {
-        /// Who connected.
-        peer: SocketAddr,
-        /// What HTTP/2 said.
-        error: h2::Error,
-    },
 }
 
 /// What ended a connection, or kept an answer from being sent.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The connection failed.
-    #[error("the connection with `{peer}` failed: {error}")]
+    /// The connection failed, or the peer is dead.
+    #[error("the connection with `{peer}` failed: {reason}")]
     Connection {
         /// The peer's address.
         peer: SocketAddr,
-        /// What HTTP/2 said.
-        error: h2::Error,
-    },
-    /// The peer does not answer pings.
-    #[error("`{peer}` did not answer a ping within {after:?}")]
-    KeepAlive {
-        /// The peer's address.
-        peer: SocketAddr,
-        /// How long it was waited for.
-        after: Duration,
+        /// What failed.
+        reason: Arc<str>,
     },
     /// The stream was reset before it was answered.
-    #[error("the tunnel is gone: {error}")]
+    #[error("the tunnel is gone: {reason}")]
     Stream {
-        /// What HTTP/2 said.
-        error: h2::Error,
+        /// What ended it.
+        reason: String,
     },
 }
 
-/// Does the TLS and HTTP/2 handshakes of the accepting side on `stream` as the workload of `certificate`. The client
-/// must show a valid certificate of the same trust domain.
+/// Does the TLS handshake of the accepting side on `stream` as the workload of `certificate`, and begins with HTTP/2.
+/// The client must show a valid certificate of the same trust domain. A client that doesn't begin with HTTP/2 within
+/// [`Limits::handshake_timeout`] is dropped afterwards.
+///
+/// The connection's bytes are moved by a task that this starts.
 ///
 /// # Errors
-/// When it doesn't, or doesn't finish within [`Limits::handshake_timeout`], or `certificate` is expired.
+/// When the client doesn't, or doesn't finish within [`Limits::handshake_timeout`], or `certificate` is expired.
 pub async fn accept(
     stream: TcpStream,
     certificate: Arc<WorkloadCertificate>,
     limits: &Limits,
 ) -> Result<Connection, AcceptError> {
-    if !certificate.is_valid_now() {
-        return Err(AcceptError::Expired { identity: certificate.identity().clone() });
-    }
     let peer_addr = fold_mapped(stream.peer_addr()?);
     let local_addr = fold_mapped(stream.local_addr()?);
     stream.set_nodelay(true)?;
-    let after = limits.handshake_timeout;
-    let handshakes = async {
-        let tls = TlsAcceptor::from(certificate.server_config()).accept(stream).await;
-        let tls = tls.map_err(|error| AcceptError::Tls { peer: peer_addr, error })?;
-        let session = tls.get_ref().1;
-        if session.alpn_protocol() != Some(b"h2") {
-            return Err(AcceptError::Peer { peer: peer_addr, reason: "it doesn't speak `h2`" });
-        }
-        let identity = session.peer_certificates().and_then(peer_identity);
-        let peer = identity.ok_or(AcceptError::Peer { peer: peer_addr, reason: "it has no workload identity" })?;
-        let http2 = builder(limits).handshake(tls).await;
-        Ok((peer, http2.map_err(|error| AcceptError::Http2 { peer: peer_addr, error })?))
-    };
-    let outcome = timeout(after, handshakes).await;
-    let (peer, mut http2) = outcome.map_err(|_| AcceptError::Timeout { peer: peer_addr, after })??;
-    let keepalive = KeepAlive::new(http2.ping_pong(), limits);
-    let keepalive_timeout = limits.keepalive_timeout;
-    Ok(Connection { http2, keepalive, keepalive_timeout, peer, peer_addr, local_addr, ended: false })
+    accept_over(stream, certificate, limits, peer_addr, local_addr).await
 }
 
-fn builder(limits: &Limits) -> h2::server::Builder {
-    let mut builder = h2::server::Builder::new();
-    builder
-        .initial_window_size(limits.stream_window_bytes)
-        .initial_connection_window_size(limits.connection_window_bytes)
-        .max_frame_size(limits.max_frame_bytes)
-        .max_header_list_size(limits.server_header_bytes)
-        .max_concurrent_streams(limits.max_accepted_streams)
-        .max_send_buffer_size(limits.server_send_buffer_bytes);
-    builder
+/// As [`accept`], over any byte stream: a tunnel that carries a tunnel. The addresses are what the connection will say.
+///
+/// # Errors
+/// As [`accept`].
+pub async fn accept_over<T>(
+    mut stream: T,
+    certificate: Arc<WorkloadCertificate>,
+    limits: &Limits,
+    peer_addr: SocketAddr,
+    local_addr: SocketAddr,
+) -> Result<Connection, AcceptError>
+where
+    T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    if !certificate.is_valid_now() {
+        return Err(AcceptError::Expired { identity: certificate.identity().clone() });
+    }
+    let after = limits.handshake_timeout;
+    let config = tls::server_config(&certificate);
+    let outcome = timeout(after, tls::accept(&mut stream, config)).await;
+    let tls = outcome
+        .map_err(|_| AcceptError::Timeout { peer: peer_addr, after })?
+        .map_err(|error| AcceptError::Tls { peer: peer_addr, error: error.into() })?;
+    if tls.protocol.as_deref() != Some(b"h2") {
+        return Err(AcceptError::Peer { peer: peer_addr, reason: "it doesn't speak `h2`" });
+    }
+    let identity = peer_identity(&tls.peer);
+    let peer = identity.ok_or(AcceptError::Peer { peer: peer_addr, reason: "it has no workload identity" })?;
+    let certificates = tls.peer.clone();
+    let (driver, http2) = Driver::server(stream, tls, limits);
+    tokio::spawn(driver);
+    Ok(Connection { http2, peer, certificates, peer_addr, local_addr, ended: false })
 }
 
 // === impl Connection ===
@@ -165,6 +151,12 @@ impl Connection {
     #[must_use]
     pub fn peer(&self) -> &SpiffeId {
         &self.peer
+    }
+
+    /// The peer's certificates, leaf first: what a revocation list is checked against.
+    #[must_use]
+    pub fn peer_certificates(&self) -> &[CertificateDer<'static>] {
+        &self.certificates
     }
 
     /// The peer's address; IPv4 in its plain form.
@@ -179,45 +171,32 @@ impl Connection {
         self.local_addr
     }
 
-    /// The next request, or `None` when the connection is over. This also drives all tunnels of the connection, so it
-    /// must be awaited all the time: handle each request in a task of its own. Cancel-safe. After an error drop the
-    /// connection.
+    /// The next request, or `None` when the connection is over. Handle each request in a task of its own, so that the
+    /// next one need not wait. Cancel-safe. After an error drop the connection.
     pub async fn next(&mut self) -> Option<Result<ConnectRequest, Error>> {
-        poll_fn(|cx| self.poll_next(cx)).await
-    }
-
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<ConnectRequest, Error>>> {
         if self.ended {
-            return Poll::Ready(None);
+            return None;
         }
-        if self.keepalive.poll_dead(cx).is_ready() {
-            self.ended = true;
-            self.http2.abrupt_shutdown(Reason::NO_ERROR);
-            // One try to send the GOAWAY; a dead peer must not hold us.
-            let _ = self.http2.poll_closed(cx);
-            let error = Error::KeepAlive { peer: self.peer_addr, after: self.keepalive_timeout };
-            return Poll::Ready(Some(Err(error)));
-        }
-        match ready!(self.http2.poll_accept(cx)) {
-            Some(Ok((request, respond))) => {
-                let (head, recv) = request.into_parts();
-                Poll::Ready(Some(Ok(ConnectRequest { head, recv, respond })))
-            }
-            Some(Err(error)) => {
-                self.ended = true;
-                Poll::Ready(Some(Err(Error::Connection { peer: self.peer_addr, error })))
-            }
-            None => {
-                self.ended = true;
-                Poll::Ready(None)
-            }
+        let outcome = poll_fn(|cx| self.http2.poll_accept(cx)).await;
+        self.ended = outcome.is_err();
+        match outcome {
+            Ok(incoming) => Some(Ok(ConnectRequest { incoming })),
+            Err(Ended::Finished) => None,
+            Err(Ended::Failed(reason)) => Some(Err(Error::Connection { peer: self.peer_addr, reason })),
         }
     }
 
-    /// Tells the peer to open no more tunnels here. Those open live on: keep awaiting [`next`](Self::next), which gives
-    /// the requests still under way and then `None` once all tunnels have ended.
+    /// Tells the peer to open no more tunnels here, in two steps, so that none is lost: those it opens before it has
+    /// heard of it are still given by [`next`](Self::next), to be answered or refused. Those open live on; keep awaiting
+    /// `next`, which gives `None` once all have ended.
     pub fn graceful_shutdown(&mut self) {
-        self.http2.graceful_shutdown();
+        self.http2.drain();
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.http2.close();
     }
 }
 
@@ -236,37 +215,42 @@ impl ConnectRequest {
     /// The method; anything but CONNECT is to be refused with 400.
     #[must_use]
     pub fn method(&self) -> &Method {
-        &self.head.method
+        &self.incoming.head.method
     }
 
     /// `:authority`: where the tunnel shall lead.
     #[must_use]
     pub fn authority(&self) -> Option<&Authority> {
-        self.head.uri.authority()
+        self.incoming.head.authority.as_ref()
     }
 
     /// The request's other headers.
     #[must_use]
     pub fn headers(&self) -> &HeaderMap {
-        &self.head.headers
+        &self.incoming.head.headers
+    }
+
+    /// The headers that say on whose behalf the tunnel is opened.
+    ///
+    /// # Errors
+    /// When one of them is malformed. They prove nothing, so whether that matters is the caller's to say.
+    pub fn connect_headers(&self) -> Result<ConnectHeaders, HeaderError> {
+        ConnectHeaders::parse(self.headers())
     }
 
     /// Answers 200 with `headers`; bytes may flow from now on.
     ///
     /// # Errors
     /// When the peer has reset the stream, or the connection is gone.
-    pub fn accept(mut self, headers: HeaderMap) -> Result<Tunnel, Error> {
-        let mut response = Response::new(());
-        *response.headers_mut() = headers;
-        let send = self.respond.send_response(response, false).map_err(|error| Error::Stream { error })?;
-        Ok(Tunnel::new(send, self.recv, HeaderMap::new(), None))
+    pub fn accept(self, headers: HeaderMap) -> Result<Tunnel, Error> {
+        let head = ResponseHead { status: StatusCode::OK, headers };
+        let stream = self.incoming.accept(&head).map_err(|broken| Error::Stream { reason: broken.to_string() })?;
+        Ok(Tunnel::new(stream, HeaderMap::new(), None))
     }
 
     /// Answers `status` and ends the stream.
-    pub fn refuse(mut self, status: StatusCode) {
-        let mut response = Response::new(());
-        *response.status_mut() = status;
-        if let Err(error) = self.respond.send_response(response, true) {
+    pub fn refuse(self, status: StatusCode) {
+        if let Err(error) = self.incoming.refuse(status) {
             tracing::debug!(%error, "the refused tunnel was gone already");
         }
     }
@@ -275,8 +259,8 @@ impl ConnectRequest {
 impl fmt::Debug for ConnectRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ConnectRequest")
-            .field("method", &self.head.method)
-            .field("authority", &self.head.uri.authority())
+            .field("method", self.method())
+            .field("authority", &self.authority())
             .finish_non_exhaustive()
     }
 }

@@ -1,31 +1,34 @@
 //! A CONNECT stream as a byte stream (`spec/ztunnel.md` 2.7).
 
 use std::{
+    collections::VecDeque,
     fmt, io,
     pin::Pin,
     task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
-use h2::{Reason, RecvStream, SendStream};
 use http::HeaderMap;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::{client::Lease, copy::Reset, limits::MAX_WRITE_BYTES};
+use crate::{
+    client::Lease,
+    copy::Reset,
+    http2::{Broken, Stream, frame::Code},
+    limits::MAX_WRITE_BYTES,
+};
 
 /// The bytes inside one CONNECT stream.
 ///
 /// Shutting it down sends END_STREAM, and END_STREAM received reads as the end. A stream that the peer resets, or whose
 /// connection dies, reads and writes as [`io::ErrorKind::ConnectionReset`]: a broken stream never looks like a finished
-/// one. Dropping it before both directions have ended resets it with CANCEL.
-///
-/// It moves only while its connection is driven: the server's by [`Connection::next`](crate::Connection::next), the
-/// pool's by a task of its own.
+/// one. (A reset with NO_ERROR is no failure: it reads as the end, and writes as [`io::ErrorKind::BrokenPipe`].) Dropping
+/// it before both directions have ended resets it with CANCEL; [`Reset::reset`] resets it with CONNECT_ERROR, the code
+/// for a reset of the proxied connection (RFC 9113 8.5).
 pub struct Tunnel {
-    send: SendStream<Bytes>,
-    recv: RecvStream,
-    /// Received and not yet read. Its share of the window is given back as it is read, so a slow reader slows the peer.
-    received: Bytes,
+    stream: Stream,
+    /// Received and not yet read.
+    received: VecDeque<Bytes>,
     /// END_STREAM is sent, or the stream is reset: nothing more can be written.
     finished: bool,
     headers: HeaderMap,
@@ -34,8 +37,8 @@ pub struct Tunnel {
 }
 
 impl Tunnel {
-    pub(crate) fn new(send: SendStream<Bytes>, recv: RecvStream, headers: HeaderMap, lease: Option<Lease>) -> Self {
-        Self { send, recv, received: Bytes::new(), finished: false, headers, _lease: lease }
+    pub(crate) fn new(stream: Stream, headers: HeaderMap, lease: Option<Lease>) -> Self {
+        Self { stream, received: VecDeque::new(), finished: false, headers, _lease: lease }
     }
 
     /// What the peer answered the CONNECT with; empty on the side that accepted it.
@@ -45,8 +48,12 @@ impl Tunnel {
     }
 }
 
-fn broken(error: h2::Error) -> io::Error {
-    io::Error::new(io::ErrorKind::ConnectionReset, error)
+fn broken(broken: Broken) -> io::Error {
+    let kind = match broken {
+        Broken::Peer(Code::NO_ERROR) => io::ErrorKind::BrokenPipe,
+        _ => io::ErrorKind::ConnectionReset,
+    };
+    io::Error::new(kind, broken)
 }
 
 // === impl Tunnel ===
@@ -56,21 +63,19 @@ impl AsyncRead for Tunnel {
         if buf.remaining() == 0 {
             return Poll::Ready(Ok(()));
         }
-        while self.received.is_empty() {
-            match ready!(self.recv.poll_data(cx)) {
-                Some(Ok(data)) => self.received = data,
-                // How a server says that it has answered in full and needs no more; not a failure.
-                Some(Err(error)) if error.reason() == Some(Reason::NO_ERROR) && error.is_reset() => {
-                    return Poll::Ready(Ok(()));
-                }
-                Some(Err(error)) => return Poll::Ready(Err(broken(error))),
-                None => return Poll::Ready(Ok(())),
+        let Self { stream, received, .. } = &mut *self;
+        if received.is_empty() {
+            ready!(stream.poll_take(cx, received)).map_err(broken)?;
+        }
+        while buf.remaining() > 0
+            && let Some(chunk) = received.front_mut()
+        {
+            let length = buf.remaining().min(chunk.len());
+            buf.put_slice(&chunk.split_to(length));
+            if chunk.is_empty() {
+                received.pop_front();
             }
         }
-        let length = buf.remaining().min(self.received.len());
-        buf.put_slice(&self.received.split_to(length));
-        // Fails only when the stream is gone already, which the next read will tell.
-        let _ = self.recv.flow_control().release_capacity(length);
         Poll::Ready(Ok(()))
     }
 }
@@ -83,21 +88,11 @@ impl AsyncWrite for Tunnel {
         if buf.is_empty() {
             return Poll::Ready(Ok(0));
         }
-        let wanted = buf.len().min(MAX_WRITE_BYTES);
-        self.send.reserve_capacity(wanted);
-        while self.send.capacity() == 0 {
-            match ready!(self.send.poll_capacity(cx)) {
-                Some(Ok(_)) => {}
-                Some(Err(error)) => return Poll::Ready(Err(broken(error))),
-                None => {
-                    let message = "the peer reset the tunnel";
-                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionReset, message)));
-                }
-            }
-        }
-        let length = wanted.min(self.send.capacity());
-        self.send.send_data(Bytes::copy_from_slice(&buf[..length]), false).map_err(broken)?;
-        Poll::Ready(Ok(length))
+        let length = buf.len().min(MAX_WRITE_BYTES);
+        // Room is asked for first, so that bytes are copied only once they can go.
+        ready!(self.stream.poll_give(cx, &mut VecDeque::new())).map_err(broken)?;
+        let mut chunks = VecDeque::from([Bytes::copy_from_slice(&buf[..length])]);
+        self.stream.poll_give(cx, &mut chunks).map_err(broken)
     }
 
     fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -108,9 +103,7 @@ impl AsyncWrite for Tunnel {
     fn poll_shutdown(mut self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.finished {
             self.finished = true;
-            // What was reserved and not used goes back to the connection's other streams.
-            self.send.reserve_capacity(0);
-            self.send.send_data(Bytes::new(), true).map_err(broken)?;
+            self.stream.finish().map_err(broken)?;
         }
         Poll::Ready(Ok(()))
     }
@@ -119,12 +112,28 @@ impl AsyncWrite for Tunnel {
 impl Reset for Tunnel {
     fn reset(&mut self) {
         self.finished = true;
-        self.send.send_reset(Reason::CANCEL);
+        self.stream.reset(Code::CONNECT_ERROR);
+    }
+
+    fn poll_take(&mut self, cx: &mut Context<'_>, chunks: &mut VecDeque<Bytes>) -> Poll<io::Result<usize>> {
+        let left: usize = self.received.iter().map(Bytes::len).sum();
+        if left > 0 {
+            chunks.append(&mut self.received);
+            return Poll::Ready(Ok(left));
+        }
+        self.stream.poll_take(cx, chunks).map_err(broken)
+    }
+
+    fn poll_give(&mut self, cx: &mut Context<'_>, chunks: &mut VecDeque<Bytes>) -> Poll<io::Result<usize>> {
+        if self.finished {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        self.stream.poll_give(cx, chunks).map_err(broken)
     }
 }
 
 impl fmt::Debug for Tunnel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tunnel").field("stream", &self.recv.stream_id()).finish_non_exhaustive()
+        f.debug_struct("Tunnel").field("stream", &self.stream.id()).finish_non_exhaustive()
     }
 }

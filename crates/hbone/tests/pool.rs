@@ -61,7 +61,8 @@ async fn networks_and_expectations_are_kept_apart() {
 async fn many_tunnels_at_once_make_one_connection() {
     let mesh = TestMesh::new();
     let server = server(&mesh, quick()).await;
-    let client = Arc::new(Client::new(&mesh, quick()));
+    let limits = Limits { spread_connections: 1, ..quick() };
+    let client = Arc::new(Client::new(&mesh, limits));
     let tasks: Vec<_> = (0..50)
         .map(|_| {
             let (client, addr) = (Arc::clone(&client), server.addr);
@@ -105,6 +106,38 @@ async fn the_peers_own_limit_holds() {
         tunnels.push(soon(client.open("x", server.addr, "echo:1")).await);
     }
     assert_eq!(server.connections(), 3);
+}
+
+/// Streams that are opened before the peer has told its limit may be too many for one connection; none is lost.
+#[tokio::test]
+async fn a_limit_that_was_not_known_in_time_loses_no_tunnel() {
+    let mesh = TestMesh::new();
+    let server = server(&mesh, Limits { max_accepted_streams: 2, ..quick() }).await;
+    let client = Client::new(&mesh, quick());
+    let tries = (0..10).map(|_| client.pool.connect(client.request("x", server.addr, "echo:1")));
+    let tunnels = soon(futures_util::future::join_all(tries)).await;
+    for tunnel in &tunnels {
+        assert!(tunnel.is_ok(), "{tunnel:?}");
+    }
+    assert_eq!(server.requests(), 10, "refused streams never reach the handler");
+    assert!(server.connections() >= 5);
+    // A new connection of the same peers begins with what was learned.
+    let before = server.connections();
+    let _more = client.open("x", server.addr, "echo:1").await;
+    assert!(server.connections() <= before + 1);
+}
+
+#[tokio::test]
+async fn a_hot_destination_gets_several_connections_and_they_share_the_load() {
+    let mesh = TestMesh::new();
+    let server = server(&mesh, quick()).await;
+    let limits = Limits { streams_before_spread: 3, spread_connections: 2, max_streams_per_connection: 6, ..quick() };
+    let client = Client::new(&mesh, limits);
+    let mut tunnels = Vec::new();
+    for (opened, connections) in (1..=14).zip([1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3]) {
+        tunnels.push(client.open("x", server.addr, "echo:1").await);
+        assert_eq!(server.connections(), connections, "with {opened} tunnels");
+    }
 }
 
 #[tokio::test]

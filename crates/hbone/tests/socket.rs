@@ -8,9 +8,10 @@ use std::{
 };
 
 use ambit_hbone::socket::{
-    ConnectOptions, HostNetwork, KEEPALIVE_RETRIES, KEEPALIVE_TIME, ListenOptions, Network, connect, fold_mapped,
-    listen, original_dst, udp,
+    ConnectOptions, HostNetwork, KEEPALIVE_RETRIES, KEEPALIVE_TIME, Keepalive, ListenOptions, Network, StreamOptions,
+    connect, fold_mapped, listen, original_dst, tune_with, udp,
 };
+use nix::sys::socket::{getsockopt, sockopt::IpBindAddressNoPort};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 fn loopback() -> SocketAddr {
@@ -47,6 +48,23 @@ async fn sockets_come_from_the_network_with_their_options() {
     // Nothing redirected it, so it was going where it arrived.
     let (accepted, _) = listener.accept().await.expect("accepted");
     assert_eq!(original_dst(&accepted).expect("read"), addr);
+}
+
+#[tokio::test]
+async fn keepalive_and_user_timeout_are_set_as_told() {
+    let listener = listen(&HostNetwork, loopback(), &ListenOptions::default()).expect("listening");
+    let addr = listener.local_addr().expect("bound");
+    let stream = connect(&HostNetwork, addr, &ConnectOptions::default()).await.expect("connected");
+    let socket = SockRef::from(&stream);
+    assert_eq!(socket.tcp_user_timeout().expect("read"), None);
+    let keepalive = Keepalive { time: Duration::from_secs(30), interval: Duration::from_secs(5), retries: 4 };
+    tune_with(&stream, &StreamOptions { keepalive: Some(keepalive), user_timeout: true }).expect("set");
+    assert_eq!(socket.tcp_keepalive_time().expect("read"), Duration::from_secs(30));
+    assert_eq!(socket.tcp_keepalive_interval().expect("read"), Duration::from_secs(5));
+    assert_eq!(socket.tcp_keepalive_retries().expect("read"), 4);
+    assert_eq!(socket.tcp_user_timeout().expect("read"), Some(Duration::from_secs(50)));
+    tune_with(&stream, &StreamOptions { keepalive: None, user_timeout: true }).expect("set");
+    assert!(!socket.keepalive().expect("read"));
 }
 
 #[tokio::test]
@@ -101,6 +119,9 @@ async fn another_source_address_is_had_or_the_connection_fails() {
         Ok(stream) => {
             assert_eq!(stream.local_addr().expect("bound").ip(), source);
             assert_eq!(SockRef::from(&stream).mark().expect("read"), 0x539);
+            // The port was chosen for this destination alone, at the connect.
+            assert!(getsockopt(&stream, IpBindAddressNoPort).expect("read"));
+            assert_ne!(stream.local_addr().expect("bound").port(), 0);
             assert_eq!(listener.accept().await.expect("accepted").1.ip(), source);
         }
         Err(error) => {

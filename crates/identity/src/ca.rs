@@ -10,10 +10,10 @@ use rcgen::{
 use rustls_pki_types::CertificateDer;
 
 use crate::{
-    Clock, SpiffeId, SystemClock,
+    Clock, IssuedChain, SpiffeId, SystemClock,
     limits::{DEFAULT_CERTIFICATE_TTL, MAX_CERTIFICATE_TTL, MAX_CSR_BYTES, NOT_BEFORE_SLACK},
     root::{self, Root},
-    source::{BoxFuture, CertificateSource, IssuedChain, SourceError},
+    source::{BoxFuture, CertificateSource, SourceError},
 };
 
 /// The certificate authority of one trust domain, with its root key in memory and in a state directory.
@@ -214,7 +214,7 @@ pub(crate) fn uri_name(uri: &str) -> Result<SanType, CaError> {
 /// 16 random bytes with the top bit clear: positive, and unique without any state (RFC 5280 4.1.2.2).
 pub(crate) fn random_serial() -> Result<SerialNumber, CaError> {
     let mut bytes = [0_u8; 16];
-    crate::verify::provider()
+    crate::tls::provider(crate::KeyExchange::default())
         .secure_random
         .fill(&mut bytes)
         .map_err(|_| CaError::Signing { reason: "no randomness".to_owned() })?;

@@ -4,41 +4,57 @@ use std::{
     collections::HashMap,
     fmt,
     sync::{Arc, Mutex, PoisonError},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use rustls::{
-    ClientConfig, RootCertStore, ServerConfig,
-    client::Resumption,
-    server::NoServerSessionStorage,
-    sign::{CertifiedKey, SingleCertAndKey},
-    time_provider::TimeProvider,
+    ClientConfig, ServerConfig, SignatureScheme,
+    client::{ResolvesClientCert, Resumption},
+    server::{ClientHello, NoServerSessionStorage, ResolvesServerCert},
+    sign::CertifiedKey,
     version::TLS13,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::{
-    Clock, SourceError, SpiffeId,
+    ChainError, Clock, IssuedChain, SourceError, SpiffeId,
+    chain::Validity,
     limits::MAX_CLIENT_CONFIGS,
-    source::IssuedChain,
-    verify::{ClockTime, ExpectedIdentity, SameTrustDomain, peer_identity, provider, system_time, verify_chain},
+    tls,
+    trust::Trust,
+    verify::{ClockTime, ExpectedIdentity, SameTrustDomain},
 };
 
 const ALPN_H2: &[u8] = b"h2";
 
-/// A certificate with its private key, in the form TLS uses. The key exists nowhere else and can't be taken out.
+/// A certificate with its private key, in the form TLS uses. The key exists nowhere else and can't be taken out. Peers
+/// are judged by what the store trusts at the time of the handshake, so one configuration lasts as long as the
+/// certificate. Past the certificate's time, its configurations present nothing and every handshake with them fails.
 pub struct WorkloadCertificate {
     identity: SpiffeId,
     chain: Vec<CertificateDer<'static>>,
-    not_before: SystemTime,
-    not_after: SystemTime,
-    roots: Arc<RootCertStore>,
-    key: Arc<CertifiedKey>,
-    clock: Arc<dyn Clock>,
+    roots: Arc<[CertificateDer<'static>]>,
+    trust: Arc<Trust>,
+    key: Arc<TimedKey>,
     server_config: Arc<ServerConfig>,
     /// By sorted set of expected identities.
     client_configs: Mutex<HashMap<Box<[SpiffeId]>, Arc<ClientConfig>>>,
+}
+
+/// A key that is there while its certificate is valid.
+struct TimedKey {
+    key: Arc<CertifiedKey>,
+    validity: Validity,
+    renewal: SystemTime,
+    /// Its end and its renewal, counted from boot: these hold when the wall clock is set back.
+    boot_time: Option<BootTimes>,
+    clock: Arc<dyn Clock>,
+}
+
+#[derive(Clone, Copy)]
+struct BootTimes {
+    end: Duration,
+    renewal: Duration,
 }
 
 /// Why there is no certificate to use.
@@ -91,51 +107,25 @@ impl WorkloadCertificate {
     pub(crate) fn new(
         identity: SpiffeId,
         issued: IssuedChain,
+        public_key: &[u8],
         key: PrivateKeyDer<'static>,
+        trust: Arc<Trust>,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, CertificateError> {
-        Self::build(&identity, issued, key, clock)
-            .map_err(|reason| CertificateError::Unusable { identity: identity.clone(), reason })
-    }
-
-    fn build(
-        identity: &SpiffeId,
-        issued: IssuedChain,
-        key: PrivateKeyDer<'static>,
-        clock: Arc<dyn Clock>,
-    ) -> Result<Self, String> {
-        let IssuedChain { chain, roots: root_certificates } = issued;
-        match peer_identity(&chain) {
-            Some(name) if name == *identity => {}
-            Some(name) => return Err(format!("it is for `{name}`")),
-            None => return Err("it has no workload identity".to_owned()),
-        }
-        let leaf = chain.first().ok_or("it is empty")?;
-        let (_, parsed) = X509Certificate::from_der(leaf).map_err(|error| error.to_string())?;
-        let not_before = system_time(parsed.validity().not_before.timestamp());
-        let not_after = system_time(parsed.validity().not_after.timestamp());
-        let mut roots = RootCertStore::empty();
-        for root in root_certificates {
-            roots.add(root).map_err(|error| format!("a root can't be used: {error}"))?;
-        }
-        let roots = Arc::new(roots);
-        let time: Arc<dyn TimeProvider> = Arc::new(ClockTime(Arc::clone(&clock)));
-        let now = time.current_time().ok_or("the clock stands before 1970")?;
-        verify_chain(&chain, &roots, now).map_err(|error| error.to_string())?;
+        let now = clock.now();
+        let answer =
+            |error: ChainError| CertificateError::Unusable { identity: identity.clone(), reason: error.to_string() };
+        let validity = issued.checked(&identity, public_key, now).map_err(answer)?;
+        let IssuedChain { chain, roots } = issued;
+        let no_key = |reason: String| CertificateError::Key { identity: identity.clone(), reason };
         // Also compares the key with the leaf's.
-        let key = Arc::new(CertifiedKey::from_der(chain.clone(), key, provider()).map_err(|error| error.to_string())?);
-        let server_config = Arc::new(server_config(identity, &roots, &key, time)?);
-        Ok(Self {
-            identity: identity.clone(),
-            chain,
-            not_before,
-            not_after,
-            roots,
-            key,
-            clock,
-            server_config,
-            client_configs: Mutex::new(HashMap::new()),
-        })
+        let key = CertifiedKey::from_der(chain.clone(), key, tls::provider(trust.key_exchange()))
+            .map_err(|error| no_key(error.to_string()))?;
+        let key = Arc::new(TimedKey::new(Arc::new(key), validity, now, clock));
+        let server_config = Arc::new(server_config(&identity, &trust, &key));
+        let roots = trust.learn(roots, now);
+        let client_configs = Mutex::new(HashMap::new());
+        Ok(Self { identity, chain, roots, trust, key, server_config, client_configs })
     }
 
     /// Whose certificate it is.
@@ -150,30 +140,44 @@ impl WorkloadCertificate {
         &self.chain
     }
 
+    /// The trust bundle it came with.
+    #[must_use]
+    pub fn roots(&self) -> &[CertificateDer<'static>] {
+        &self.roots
+    }
+
     /// Start of its validity.
     #[must_use]
     pub fn not_before(&self) -> SystemTime {
-        self.not_before
+        self.key.validity.not_before
     }
 
     /// End of its validity.
     #[must_use]
     pub fn not_after(&self) -> SystemTime {
-        self.not_after
+        self.key.validity.not_after
     }
 
-    /// When to fetch its successor: at half of its life.
+    /// When to fetch its successor: at half of its life; if it was past that when it came, at half of what remained.
     #[must_use]
     pub fn renew_at(&self) -> SystemTime {
-        let life = self.not_after.duration_since(self.not_before).unwrap_or_default();
-        self.not_before + life / 2
+        self.key.renewal
     }
 
-    /// Whether it may be used now, by the wall clock.
+    /// Whether it may be used now: by the wall clock, and by the time since it was made, which nobody can set back.
     #[must_use]
     pub fn is_valid_now(&self) -> bool {
-        let now = self.clock.now();
-        self.not_before <= now && now < self.not_after
+        self.key.is_valid_now()
+    }
+
+    /// How long until its successor is to be fetched; zero when that is due, or it isn't valid.
+    pub(crate) fn until_renewal(&self) -> Duration {
+        if self.is_valid_now() { self.key.until(self.renew_at(), |times| times.renewal) } else { Duration::ZERO }
+    }
+
+    /// How long it can still be used.
+    pub(crate) fn until_end(&self) -> Duration {
+        if self.is_valid_now() { self.key.until(self.not_after(), |times| times.end) } else { Duration::ZERO }
     }
 
     /// TLS towards peers that connect: TLS 1.3, `h2`, a client certificate of the same trust domain is mandatory.
@@ -203,40 +207,91 @@ impl WorkloadCertificate {
     }
 
     fn make_client_config(&self, expected: Box<[SpiffeId]>) -> ClientConfig {
-        let verifier = Arc::new(ExpectedIdentity { roots: Arc::clone(&self.roots), expected });
-        let time = Arc::new(ClockTime(Arc::clone(&self.clock)));
-        let builder = ClientConfig::builder_with_details(Arc::clone(provider()), time)
+        let verifier = Arc::new(ExpectedIdentity { trust: Arc::clone(&self.trust), expected });
+        let time = Arc::new(ClockTime(Arc::clone(&self.key.clock)));
+        let builder = ClientConfig::builder_with_details(Arc::clone(tls::provider(self.trust.key_exchange())), time)
             .with_protocol_versions(&[&TLS13])
             .expect("INVARIANT: our own provider has TLS 1.3 suites and groups");
-        // "dangerous" only in that it is a verifier of our own: it checks chain, validity and name.
+        // "dangerous" only in that it is a verifier of our own: it checks chain, validity, revocation and name.
         let mut config = builder
             .dangerous()
             .with_custom_certificate_verifier(verifier)
-            .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::clone(&self.key))));
+            .with_client_cert_resolver(Arc::clone(&self.key) as _);
         config.alpn_protocols = vec![ALPN_H2.to_vec()];
         config.enable_sni = false;
         config.resumption = Resumption::disabled();
+        // For `hbone`, which protects the records itself once the handshake is done.
+        config.enable_secret_extraction = true;
         config
     }
 }
 
-fn server_config(
-    identity: &SpiffeId,
-    roots: &Arc<RootCertStore>,
-    key: &Arc<CertifiedKey>,
-    time: Arc<dyn TimeProvider>,
-) -> Result<ServerConfig, String> {
-    let verifier = SameTrustDomain::new(Arc::clone(roots), identity.trust_domain())?;
-    let mut config = ServerConfig::builder_with_details(Arc::clone(provider()), time)
+fn server_config(identity: &SpiffeId, trust: &Arc<Trust>, key: &Arc<TimedKey>) -> ServerConfig {
+    let verifier = SameTrustDomain { trust: Arc::clone(trust), trust_domain: identity.trust_domain().into() };
+    let time = Arc::new(ClockTime(Arc::clone(&key.clock)));
+    let mut config = ServerConfig::builder_with_details(Arc::clone(tls::provider(trust.key_exchange())), time)
         .with_protocol_versions(&[&TLS13])
-        .map_err(|error| error.to_string())?
+        .expect("INVARIANT: our own provider has TLS 1.3 suites and groups")
         .with_client_cert_verifier(Arc::new(verifier))
-        .with_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::clone(key))));
+        .with_cert_resolver(Arc::clone(key) as _);
     config.alpn_protocols = vec![ALPN_H2.to_vec()];
     // A resumed session would carry on an identity past its certificate's end.
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
-    Ok(config)
+    // For `hbone`, which protects the records itself once the handshake is done.
+    config.enable_secret_extraction = true;
+    config
+}
+
+// === impl TimedKey ===
+
+impl TimedKey {
+    fn new(key: Arc<CertifiedKey>, validity: Validity, now: SystemTime, clock: Arc<dyn Clock>) -> Self {
+        let renewal = validity.renewal(now);
+        let boot_time = clock.since_boot().map(|since_boot| {
+            let after = |time: SystemTime| since_boot + time.duration_since(now).unwrap_or_default();
+            BootTimes { end: after(validity.not_after), renewal: after(renewal) }
+        });
+        Self { key, validity, renewal, boot_time, clock }
+    }
+
+    fn is_valid_now(&self) -> bool {
+        let now = self.clock.now();
+        self.validity.not_before <= now && !self.until(self.validity.not_after, |times| times.end).is_zero()
+    }
+
+    /// Time left until `wall` or its counterpart in boot time, whichever comes first.
+    fn until(&self, wall: SystemTime, boot: impl Fn(BootTimes) -> Duration) -> Duration {
+        let by_wall = wall.duration_since(self.clock.now()).unwrap_or_default();
+        let by_boot = self.boot_time.zip(self.clock.since_boot());
+        by_boot.map_or(by_wall, |(times, now)| by_wall.min(boot(times).saturating_sub(now)))
+    }
+
+    fn current(&self) -> Option<Arc<CertifiedKey>> {
+        self.is_valid_now().then(|| Arc::clone(&self.key))
+    }
+}
+
+impl ResolvesServerCert for TimedKey {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.current()
+    }
+}
+
+impl ResolvesClientCert for TimedKey {
+    fn resolve(&self, _hints: &[&[u8]], _schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        self.current()
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+impl fmt::Debug for TimedKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TimedKey").field("validity", &self.validity).finish_non_exhaustive()
+    }
 }
 
 // === impl WorkloadCertificate ===
@@ -245,8 +300,7 @@ impl fmt::Debug for WorkloadCertificate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("WorkloadCertificate")
             .field("identity", &self.identity)
-            .field("not_before", &self.not_before)
-            .field("not_after", &self.not_after)
+            .field("validity", &self.key.validity)
             .finish_non_exhaustive()
     }
 }

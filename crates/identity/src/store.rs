@@ -6,82 +6,79 @@
 use std::{
     collections::HashMap,
     fmt,
-    sync::{Arc, Mutex, PoisonError},
-    time::{Duration, SystemTime},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use rcgen::{CertificateParams, DistinguishedName, KeyPair};
-use rustls_pki_types::PrivateKeyDer;
-use tokio::{
-    sync::{Notify, Semaphore, watch},
-    time::{Instant, sleep_until, timeout},
-};
+use tokio::{sync::watch, task::JoinHandle, time::timeout};
 
 use crate::{
-    CertificateError, CertificateSource, Clock, SpiffeId, WorkloadCertificate,
-    ca::uri_name,
-    limits::{FETCH_TIMEOUT, MAX_BACKOFF, MAX_CONCURRENT_FETCHES, MAX_IDENTITIES, MAX_TIMER_SLICE, MIN_BACKOFF},
+    CertificateError, CertificateSource, Clock, KeyExchange, SpiffeId, WorkloadCertificate,
+    keeper::{Entry, Shared, State},
+    limits::{DEMAND_TIMEOUT, MAX_IDENTITIES},
+    listing::CertificateRecord,
+    slots::{Priority, Slots},
+    trust::Trust,
+    wake::watch_clocks,
 };
 
 /// Keeps a valid certificate for every identity that was asked for, until it is forgotten.
 pub struct CertificateStore {
-    fetcher: Arc<Fetcher>,
-    entries: Mutex<HashMap<SpiffeId, Entry>>,
+    shared: Arc<Shared>,
+    entries: Mutex<Entries>,
 }
 
-/// What the store holds of one identity. When the last copy is dropped, the identity's task ends.
-#[derive(Clone)]
-struct Entry {
-    state: watch::Receiver<State>,
-    /// Wakes the task before its time.
-    wanted: Arc<Notify>,
+#[derive(Default)]
+struct Entries {
+    by_identity: HashMap<SpiffeId, Entry>,
+    /// The task that looks at the clocks.
+    watcher: Option<JoinHandle<()>>,
 }
 
-#[derive(Clone, Default)]
-struct State {
-    /// Fetches finished so far, well or not.
-    attempts: u64,
-    certificate: Option<Arc<WorkloadCertificate>>,
-    /// Of the last attempt, while the pause after it lasts.
-    failure: Option<CertificateError>,
-}
-
-struct Fetcher {
-    source: Arc<dyn CertificateSource>,
-    clock: Arc<dyn Clock>,
-    /// Bounds the requests in flight to the CA.
-    slots: Semaphore,
+/// What a caller finds.
+enum Found {
+    Certificate(Arc<WorkloadCertificate>),
+    /// The state to watch, and how many attempts it had seen.
+    Wait(watch::Receiver<State>, u64),
 }
 
 impl CertificateStore {
     /// An empty store that fetches from `source` and judges validity by `clock`.
     #[must_use]
     pub fn new(source: Arc<dyn CertificateSource>, clock: Arc<dyn Clock>) -> Arc<Self> {
-        let fetcher = Arc::new(Fetcher { source, clock, slots: Semaphore::new(MAX_CONCURRENT_FETCHES) });
-        Arc::new(Self { fetcher, entries: Mutex::new(HashMap::new()) })
+        Self::with_trust(source, clock, Trust::new(KeyExchange::default()))
     }
 
-    /// The certificate of `id`, valid at this moment by the wall clock; fetched first if need be. Must be called inside
-    /// a tokio runtime that outlives the store: the identity's task runs there.
+    /// The same, with key exchanges, revocation lists and other domains' roots from `trust`. The store adds the roots
+    /// that come with its certificates.
+    #[must_use]
+    pub fn with_trust(source: Arc<dyn CertificateSource>, clock: Arc<dyn Clock>, trust: Arc<Trust>) -> Arc<Self> {
+        let wakes = Arc::new(watch::Sender::new(0));
+        let shared = Arc::new(Shared { source, clock, trust, slots: Slots::new(), wakes });
+        Arc::new(Self { shared, entries: Mutex::default() })
+    }
+
+    /// What peers are judged by.
+    #[must_use]
+    pub fn trust(&self) -> &Arc<Trust> {
+        &self.shared.trust
+    }
+
+    /// The certificate of `id`, valid at this moment; fetched first if need be, before all that no connection waits
+    /// for. Must be called inside a tokio runtime that outlives the store: the identity's task runs there.
     ///
     /// # Errors
     /// When the CA doesn't give one. While the pause after a failed fetch lasts (1 s to 150 s), callers without a valid
     /// certificate get that failure at once.
     pub async fn get(&self, id: &SpiffeId) -> Result<Arc<WorkloadCertificate>, CertificateError> {
-        let Entry { mut state, wanted } = self.entry(id)?;
-        let seen = {
-            let now = state.borrow();
-            if let Some(valid) = now.certificate.as_ref().filter(|certificate| certificate.is_valid_now()) {
-                return Ok(Arc::clone(valid));
-            }
-            if let Some(failure) = &now.failure {
-                return Err(failure.clone());
-            }
-            now.attempts
+        let (mut state, seen) = match self.find(id)? {
+            Found::Certificate(certificate) => return Ok(certificate),
+            Found::Wait(state, seen) => (state, seen),
         };
-        wanted.notify_one();
         let gone = || CertificateError::Unusable { identity: id.clone(), reason: "its task was stopped".to_owned() };
-        let answer = state.wait_for(|state| state.attempts > seen).await.map_err(|_| gone())?;
+        let answer = timeout(DEMAND_TIMEOUT, state.wait_for(|state| state.attempts > seen))
+            .await
+            .map_err(|_| CertificateError::Timeout { identity: id.clone(), after: DEMAND_TIMEOUT })?
+            .map_err(|_| gone())?;
         match (&answer.certificate, &answer.failure) {
             (Some(certificate), _) if certificate.is_valid_now() => Ok(Arc::clone(certificate)),
             (_, Some(failure)) => Err(failure.clone()),
@@ -89,139 +86,101 @@ impl CertificateStore {
         }
     }
 
+    /// The certificate of `id` if there is a valid one now. Fetches nothing.
+    #[must_use]
+    pub fn current(&self, id: &SpiffeId) -> Option<Arc<WorkloadCertificate>> {
+        valid(&self.lock().by_identity.get(id)?.state.borrow())
+    }
+
+    /// Has the certificate of `id` fetched before it is needed, after those that connections wait for and before
+    /// renewals. Doesn't wait. Must be called inside a tokio runtime that outlives the store.
+    ///
+    /// # Errors
+    /// When the store is full.
+    pub fn prefetch(&self, id: &SpiffeId) -> Result<(), CertificateError> {
+        self.entry(&mut self.lock(), id, Priority::Warmup).map(|_| ())
+    }
+
     /// Stops renewing `id` and drops its key. Connections made with it live on.
     pub fn forget(&self, id: &SpiffeId) {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+        self.lock().by_identity.remove(id);
     }
 
-    fn entry(&self, id: &SpiffeId) -> Result<Entry, CertificateError> {
-        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        match entries.get(id) {
-            // A task ends before its entry only with the runtime it ran on; then a new one takes over.
-            Some(entry) if entry.state.has_changed().is_ok() => return Ok(entry.clone()),
-            Some(_) => {}
-            None if entries.len() >= MAX_IDENTITIES => {
-                return Err(CertificateError::TooManyIdentities { identity: id.clone(), limit: MAX_IDENTITIES });
-            }
-            None => {}
-        }
-        let (publish, state) = watch::channel(State::default());
-        let entry = Entry { state, wanted: Arc::new(Notify::new()) };
-        tokio::spawn(keep(Arc::clone(&self.fetcher), id.clone(), publish, Arc::clone(&entry.wanted)));
-        entries.insert(id.clone(), entry.clone());
-        Ok(entry)
+    /// Forgets every identity that `is_used` doesn't know.
+    pub fn retain(&self, mut is_used: impl FnMut(&SpiffeId) -> bool) {
+        self.lock().by_identity.retain(|id, _| is_used(id));
     }
-}
 
-/// Fetches at once and then whenever the certificate has reached half of its life, until nobody holds the entry.
-async fn keep(fetcher: Arc<Fetcher>, id: SpiffeId, publish: watch::Sender<State>, wanted: Arc<Notify>) {
-    let mut backoff = MIN_BACKOFF;
-    loop {
-        let outcome = tokio::select! {
-            outcome = fetcher.fetch(&id) => outcome,
-            () = publish.closed() => return,
-        };
-        let pause = match outcome {
-            Ok(certificate) => {
-                tracing::debug!(identity = %id, not_after = ?certificate.not_after(), "certificate fetched");
-                backoff = MIN_BACKOFF;
-                let renew_at = certificate.renew_at();
-                publish.send_modify(|state| {
-                    state.attempts += 1;
-                    state.certificate = Some(Arc::new(certificate));
-                    state.failure = None;
-                });
-                Pause::Until(renew_at)
+    /// All identities with their certificates, in order, for `/config_dump`.
+    #[must_use]
+    pub fn list(&self) -> Vec<CertificateRecord> {
+        let mut states: Vec<_> =
+            self.lock().by_identity.iter().map(|(id, entry)| (id.clone(), entry.state.borrow().clone())).collect();
+        states.sort_by(|one, other| one.0.cmp(&other.0));
+        states.iter().map(|(id, state)| CertificateRecord::new(id, state)).collect()
+    }
+
+    fn find(&self, id: &SpiffeId) -> Result<Found, CertificateError> {
+        let mut entries = self.lock();
+        let entry = self.entry(&mut entries, id, Priority::RealTime)?;
+        let seen = {
+            let state = entry.state.borrow();
+            if let Some(certificate) = valid(&state) {
+                return Ok(Found::Certificate(certificate));
             }
-            Err(failure) => {
-                tracing::warn!(identity = %id, retry_in = ?backoff, "{failure}");
-                publish.send_modify(|state| {
-                    state.attempts += 1;
-                    state.failure = Some(failure);
-                });
-                let pause = Pause::For(Instant::now() + backoff);
-                backoff = (backoff * 2).min(MAX_BACKOFF);
-                pause
+            match &state.failure {
+                Some(failure) if state.pausing => return Err(failure.clone()),
+                _ => state.attempts,
             }
         };
-        tokio::select! {
-            () = pause.over(&*fetcher.clock, &wanted, &publish) => {}
-            () = publish.closed() => return,
+        entry.demand(Priority::RealTime);
+        Ok(Found::Wait(entry.state.clone(), seen))
+    }
+
+    fn entry<'a>(
+        &self,
+        entries: &'a mut Entries,
+        id: &SpiffeId,
+        priority: Priority,
+    ) -> Result<&'a Entry, CertificateError> {
+        let Entries { by_identity, watcher } = entries;
+        // Tasks end by themselves only with the runtime they ran on; then new ones take over.
+        if watcher.as_ref().is_none_or(JoinHandle::is_finished) {
+            let wakes = Arc::downgrade(&self.shared.wakes);
+            *watcher = Some(tokio::spawn(watch_clocks(Arc::clone(&self.shared.clock), wakes)));
         }
-        // From here on callers wait for the attempt that now begins instead of taking the last failure.
-        publish.send_modify(|state| state.failure = None);
-    }
-}
-
-enum Pause {
-    /// The certificate is good until it is to be renewed.
-    Until(SystemTime),
-    /// The CA failed; nobody may hurry it.
-    For(Instant),
-}
-
-// === impl Pause ===
-
-impl Pause {
-    async fn over(&self, clock: &dyn Clock, wanted: &Notify, publish: &watch::Sender<State>) {
-        match self {
-            Self::For(instant) => sleep_until(*instant).await,
-            Self::Until(renew_at) => loop {
-                let left = renew_at.duration_since(clock.now()).unwrap_or(Duration::ZERO);
-                if left.is_zero() {
-                    return;
-                }
-                tokio::select! {
-                    () = sleep_until(Instant::now() + left.min(MAX_TIMER_SLICE)) => {}
-                    // A caller found the certificate unusable: the machine slept through its end. (A permit left over
-                    // from a caller that was served meanwhile proves nothing, so look.)
-                    () = wanted.notified() => {
-                        let valid = publish.borrow().certificate.as_ref().is_some_and(|it| it.is_valid_now());
-                        if !valid {
-                            return;
-                        }
-                    }
-                }
-            },
+        let alive = by_identity.get(id).map(Entry::is_alive);
+        if alive.is_none() && by_identity.len() >= MAX_IDENTITIES {
+            return Err(CertificateError::TooManyIdentities { identity: id.clone(), limit: MAX_IDENTITIES });
         }
+        if alive != Some(true) {
+            by_identity.insert(id.clone(), Entry::start(&self.shared, id, priority));
+        }
+        Ok(by_identity.get(id).expect("INVARIANT: it was there or has just been put there"))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Entries> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-// === impl Fetcher ===
-
-impl Fetcher {
-    /// A new key, and the CA's signature on it. The key is dropped when the CA fails.
-    async fn fetch(&self, id: &SpiffeId) -> Result<WorkloadCertificate, CertificateError> {
-        let unavailable = |reason: String| CertificateError::Key { identity: id.clone(), reason };
-        let key =
-            KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(|error| unavailable(error.to_string()))?;
-        let csr_pem = request(id, &key).map_err(unavailable)?;
-        let answer = async {
-            let _slot = self.slots.acquire().await;
-            self.source.certificate(id, csr_pem).await
-        };
-        let issued = timeout(FETCH_TIMEOUT, answer)
-            .await
-            .map_err(|_| CertificateError::Timeout { identity: id.clone(), after: FETCH_TIMEOUT })?
-            .map_err(|error| CertificateError::Source { identity: id.clone(), error: Box::new(error) })?;
-        let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
-        WorkloadCertificate::new(id.clone(), issued, key, Arc::clone(&self.clock))
-    }
-}
-
-fn request(id: &SpiffeId, key: &KeyPair) -> Result<String, String> {
-    let mut params = CertificateParams::default();
-    params.distinguished_name = DistinguishedName::new();
-    params.subject_alt_names = vec![uri_name(&id.to_string()).map_err(|error| error.to_string())?];
-    let request = params.serialize_request(key).map_err(|error| error.to_string())?;
-    request.pem().map_err(|error| error.to_string())
+fn valid(state: &State) -> Option<Arc<WorkloadCertificate>> {
+    state.certificate.as_ref().filter(|certificate| certificate.is_valid_now()).cloned()
 }
 
 // === impl CertificateStore ===
 
+impl Drop for CertificateStore {
+    fn drop(&mut self) {
+        if let Some(watcher) = self.lock().watcher.take() {
+            watcher.abort();
+        }
+    }
+}
+
 impl fmt::Debug for CertificateStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let identities = self.entries.lock().unwrap_or_else(PoisonError::into_inner).len();
+        let identities = self.lock().by_identity.len();
         f.debug_struct("CertificateStore").field("identities", &identities).finish_non_exhaustive()
     }
 }

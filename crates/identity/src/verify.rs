@@ -1,91 +1,55 @@
-//! Checking a peer: its chain, its validity, and the SPIFFE name in its certificate (`spec/ztunnel.md` 2.2, 2.3).
+//! Checking a peer: its chain, its validity, its revocation, and the SPIFFE name in its certificate
+//! (`spec/ztunnel.md` 2.2, 2.3, 20).
 
 use std::{
     fmt,
-    sync::{Arc, OnceLock},
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use rustls::{
-    CertificateError as TlsCertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError,
-    RootCertStore, SignatureScheme,
-    client::{
-        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-        verify_server_cert_signed_by_trust_anchor,
-    },
-    crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature},
-    server::{
-        ParsedCertificate, WebPkiClientVerifier,
-        danger::{ClientCertVerified, ClientCertVerifier},
-    },
+    CertRevocationListError, CertificateError as TlsCertificateError, DigitallySignedStruct, DistinguishedName, Error,
+    OtherError, RootCertStore, SignatureScheme,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    crypto::{CryptoProvider, verify_tls13_signature},
+    server::danger::{ClientCertVerified, ClientCertVerifier},
     time_provider::TimeProvider,
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
-use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+use webpki::{
+    EndEntityCert, ExpirationPolicy, KeyUsage, RevocationCheckDepth, RevocationOptionsBuilder, UnknownStatusPolicy,
+};
 
-use crate::{Clock, SpiffeId};
+use crate::{
+    Clock, KeyExchange, SpiffeId,
+    crl::Crls,
+    peer::{expected_identity, in_trust_domain, peer_identities},
+    tls,
+    trust::Trust,
+};
 
-/// The identity in the peer's leaf, which must be the first of `certs`. `None` when there is no leaf, or its URI names
-/// are not exactly one workload identity. (A SPIFFE certificate has exactly one URI name; with two, one check could
-/// look at the first and another at the second.)
-#[must_use]
-pub fn peer_identity(certs: &[CertificateDer<'_>]) -> Option<SpiffeId> {
-    let (_, leaf) = X509Certificate::from_der(certs.first()?).ok()?;
-    let names = leaf.subject_alternative_name().ok()??;
-    let mut uris = names.value.general_names.iter().filter_map(|name| match name {
-        GeneralName::URI(uri) => Some(*uri),
-        _ => None,
-    });
-    let uri = uris.next()?;
-    if uris.next().is_some() { None } else { uri.parse().ok() }
-}
-
-/// The cryptography of every HBONE connection: AES-GCM only, the hybrid post-quantum exchange first.
-pub(crate) fn provider() -> &'static Arc<CryptoProvider> {
-    static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
-    PROVIDER.get_or_init(|| {
-        use aws_lc_rs::{cipher_suite, kx_group};
-        Arc::new(CryptoProvider {
-            cipher_suites: vec![cipher_suite::TLS13_AES_256_GCM_SHA384, cipher_suite::TLS13_AES_128_GCM_SHA256],
-            kx_groups: vec![kx_group::X25519MLKEM768, kx_group::X25519, kx_group::SECP256R1, kx_group::SECP384R1],
-            ..aws_lc_rs::default_provider()
-        })
-    })
-}
-
-/// Seconds since 1970 as a time; before 1970 counts as 1970.
-pub(crate) fn system_time(timestamp_s: i64) -> SystemTime {
-    UNIX_EPOCH + Duration::from_secs(u64::try_from(timestamp_s).unwrap_or(0))
-}
-
-/// Whether `leaf` chains to `roots` for a server's use at `now`.
-pub(crate) fn verify_chain(chain: &[CertificateDer<'_>], roots: &RootCertStore, now: UnixTime) -> Result<(), Error> {
-    let (leaf, intermediates) = chain.split_first().ok_or(Error::NoCertificatesPresented)?;
-    let algorithms = provider().signature_verification_algorithms.all;
-    verify_server_cert_signed_by_trust_anchor(
-        &ParsedCertificate::try_from(leaf)?,
-        roots,
-        intermediates,
-        now,
-        algorithms,
-    )
+/// What a certificate is shown for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Usage {
+    Server,
+    Client,
 }
 
 /// Lets TLS read the injected clock.
 #[derive(Debug)]
 pub(crate) struct ClockTime(pub(crate) Arc<dyn Clock>);
 
-/// Accepts clients with a valid certificate whose identity is of our trust domain.
+/// Accepts clients with a valid certificate that has an identity of our trust domain.
 #[derive(Debug)]
 pub(crate) struct SameTrustDomain {
-    chain: Arc<dyn ClientCertVerifier>,
-    trust_domain: Box<str>,
+    pub(crate) trust: Arc<Trust>,
+    pub(crate) trust_domain: Box<str>,
 }
 
-/// Accepts a server whose identity is one of those expected.
+/// Accepts a server that has one of the identities expected.
 #[derive(Debug)]
 pub(crate) struct ExpectedIdentity {
-    pub(crate) roots: Arc<RootCertStore>,
+    pub(crate) trust: Arc<Trust>,
     pub(crate) expected: Box<[SpiffeId]>,
 }
 
@@ -94,10 +58,86 @@ pub(crate) struct ExpectedIdentity {
 enum Mismatch {
     #[error("identity verification error: the peer's certificate has no workload identity")]
     Absent,
-    #[error("identity verification error: peer did not present the expected SAN ({expected:?}), got `{got}`")]
-    Identity { expected: Box<[SpiffeId]>, got: SpiffeId },
-    #[error("identity verification error: peer did not present the expected trustdomain (`{expected}`), got `{got}`")]
-    TrustDomain { expected: Box<str>, got: SpiffeId },
+    #[error("identity verification error: peer did not present the expected SAN ({expected:?}), got {got:?}")]
+    Identity { expected: Box<[SpiffeId]>, got: Vec<SpiffeId> },
+    #[error("identity verification error: peer did not present the expected trustdomain (`{expected}`), got {got:?}")]
+    TrustDomain { expected: Box<str>, got: Vec<SpiffeId> },
+}
+
+/// Seconds since 1970 as a time; before 1970 counts as 1970.
+pub(crate) fn system_time(timestamp_s: i64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(u64::try_from(timestamp_s).unwrap_or(0))
+}
+
+/// RFC 3339, in UTC.
+pub(crate) fn timestamp(time: SystemTime) -> String {
+    use time::format_description::well_known::Rfc3339;
+    // Whole seconds, as certificates have them.
+    let seconds = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let time = i64::try_from(seconds).ok().and_then(|seconds| time::OffsetDateTime::from_unix_timestamp(seconds).ok());
+    time.and_then(|time| time.format(&Rfc3339).ok()).unwrap_or_else(|| format!("{seconds} s after 1970"))
+}
+
+/// Whether `leaf` chains to `roots` for `usage` at `now`, and neither it nor an intermediate is revoked by `crls`.
+pub(crate) fn verify_path(
+    leaf: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    roots: &RootCertStore,
+    crls: &Crls,
+    now: UnixTime,
+    usage: Usage,
+) -> Result<(), Error> {
+    let certificate = EndEntityCert::try_from(leaf).map_err(tls_error)?;
+    let usage = match usage {
+        Usage::Server => KeyUsage::server_auth(),
+        Usage::Client => KeyUsage::client_auth(),
+    };
+    let lists: Vec<_> = crls.lists().iter().collect();
+    let revocation = RevocationOptionsBuilder::new(&lists).ok().map(|options| {
+        options
+            .with_depth(RevocationCheckDepth::Chain)
+            .with_status_policy(UnknownStatusPolicy::Allow)
+            .with_expiration_policy(ExpirationPolicy::Ignore)
+            .build()
+    });
+    let algorithms = crypto(KeyExchange::default()).signature_verification_algorithms.all;
+    let path = certificate
+        .verify_for_usage(algorithms, &roots.roots, intermediates, now, usage, revocation, None)
+        .map_err(tls_error)?;
+    // The library looks into one list per issuer; a bundle may hold several.
+    let used = path.intermediate_certificates().map(|certificate| certificate.der());
+    let used: Vec<_> = std::iter::once(certificate.der()).chain(used).collect();
+    match crls.revocation(&used) {
+        Some(_) => Err(Error::InvalidCertificate(TlsCertificateError::Revoked)),
+        None => Ok(()),
+    }
+}
+
+/// The library's errors as TLS's, so that the peer gets the fitting alert.
+fn tls_error(error: webpki::Error) -> Error {
+    use webpki::Error as Path;
+    let certificate = match error {
+        Path::CertExpired { time, not_after } => TlsCertificateError::ExpiredContext { time, not_after },
+        Path::CertNotValidYet { time, not_before } => TlsCertificateError::NotValidYetContext { time, not_before },
+        Path::CertRevoked => TlsCertificateError::Revoked,
+        Path::UnknownIssuer => TlsCertificateError::UnknownIssuer,
+        Path::InvalidSignatureForPublicKey => TlsCertificateError::BadSignature,
+        Path::RequiredEkuNotFoundContext(_) => TlsCertificateError::InvalidPurpose,
+        Path::BadDer | Path::BadDerTime | Path::TrailingData(_) => TlsCertificateError::BadEncoding,
+        Path::InvalidCrlSignatureForPublicKey => return CertRevocationListError::BadSignature.into(),
+        Path::IssuerNotCrlSigner => return CertRevocationListError::IssuerInvalidForCrl.into(),
+        other => TlsCertificateError::Other(OtherError(Arc::new(other))),
+    };
+    Error::InvalidCertificate(certificate)
+}
+
+/// Signatures are checked alike whatever the key exchange.
+fn crypto(key_exchange: KeyExchange) -> &'static CryptoProvider {
+    tls::provider(key_exchange)
+}
+
+fn wall_time(now: UnixTime) -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(now.as_secs())
 }
 
 // === impl ClockTime ===
@@ -110,17 +150,6 @@ impl TimeProvider for ClockTime {
 
 // === impl SameTrustDomain ===
 
-impl SameTrustDomain {
-    /// Fails when `roots` is empty.
-    pub(crate) fn new(roots: Arc<RootCertStore>, trust_domain: &str) -> Result<Self, String> {
-        let chain = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(provider()))
-            .clear_root_hint_subjects()
-            .build()
-            .map_err(|error| error.to_string())?;
-        Ok(Self { chain, trust_domain: trust_domain.into() })
-    }
-}
-
 impl ClientCertVerifier for SameTrustDomain {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         &[]
@@ -132,12 +161,18 @@ impl ClientCertVerifier for SameTrustDomain {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let verified = self.chain.verify_client_cert(end_entity, intermediates, now)?;
-        let got = peer_identity(std::slice::from_ref(end_entity)).ok_or(Mismatch::Absent)?;
-        if got.trust_domain() != &*self.trust_domain {
+        let snapshot = self.trust.snapshot(wall_time(now));
+        verify_path(end_entity, intermediates, snapshot.own(), &snapshot.crls, now, Usage::Client)?;
+        let got = peer_identities(end_entity);
+        if got.is_empty() {
+            return Err(Mismatch::Absent.into());
+        }
+        // The first is who the client will be for policies: our roots must be good for it.
+        let vouched = got.first().is_some_and(|first| !snapshot.is_foreign(first.trust_domain()));
+        if !vouched || !in_trust_domain(&got, &self.trust_domain) {
             return Err(Mismatch::TrustDomain { expected: self.trust_domain.clone(), got }.into());
         }
-        Ok(verified)
+        Ok(ClientCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -155,11 +190,11 @@ impl ClientCertVerifier for SameTrustDomain {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.chain.verify_tls13_signature(message, cert, dss)
+        verify_tls13_signature(message, cert, dss, &crypto(self.trust.key_exchange()).signature_verification_algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.chain.supported_verify_schemes()
+        crypto(self.trust.key_exchange()).signature_verification_algorithms.supported_schemes()
     }
 }
 
@@ -174,14 +209,17 @@ impl ServerCertVerifier for ExpectedIdentity {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let algorithms = provider().signature_verification_algorithms.all;
-        let leaf = ParsedCertificate::try_from(end_entity)?;
-        verify_server_cert_signed_by_trust_anchor(&leaf, &self.roots, intermediates, now, algorithms)?;
-        let got = peer_identity(std::slice::from_ref(end_entity)).ok_or(Mismatch::Absent)?;
-        if !self.expected.contains(&got) {
-            return Err(Mismatch::Identity { expected: self.expected.clone(), got }.into());
+        let snapshot = self.trust.snapshot(wall_time(now));
+        let got = peer_identities(end_entity);
+        let found = expected_identity(&got, &self.expected);
+        // INVARIANT: the roots that vouch for the identity found are those of its own trust domain.
+        let roots = found.map_or(snapshot.own(), |identity| snapshot.of(identity.trust_domain()));
+        verify_path(end_entity, intermediates, roots, &snapshot.crls, now, Usage::Server)?;
+        match found {
+            Some(_) => Ok(ServerCertVerified::assertion()),
+            None if got.is_empty() => Err(Mismatch::Absent.into()),
+            None => Err(Mismatch::Identity { expected: self.expected.clone(), got }.into()),
         }
-        Ok(ServerCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -199,11 +237,11 @@ impl ServerCertVerifier for ExpectedIdentity {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, dss, &provider().signature_verification_algorithms)
+        verify_tls13_signature(message, cert, dss, &crypto(self.trust.key_exchange()).signature_verification_algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        provider().signature_verification_algorithms.supported_schemes()
+        crypto(self.trust.key_exchange()).signature_verification_algorithms.supported_schemes()
     }
 }
 

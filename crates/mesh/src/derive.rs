@@ -113,16 +113,20 @@ fn is_on_the_wire(policy: &Policy) -> bool {
 
 fn authorization_of(policy: &Policy, scope: Scope) -> Resource {
     let object = policy.get();
-    let action = match object.spec.action {
-        PolicyAction::Allow => security::Action::Allow,
-        // The last two come only with a rejection.
-        PolicyAction::Deny | PolicyAction::Audit | PolicyAction::Custom => security::Action::Deny,
+    // Ambit's node proxies read the policy itself, others the groups. What can't be enforced denies all it applies to.
+    let (action, groups) = match security::groups(object) {
+        Ok(groups) if policy.rejection().is_none() => match object.spec.action {
+            PolicyAction::Allow => (security::Action::Allow, groups),
+            PolicyAction::Deny | PolicyAction::Audit | PolicyAction::Custom => (security::Action::Deny, groups),
+        },
+        _ => (security::Action::Deny, security::deny_everything()),
     };
     let message = Authorization {
         name: object.name.clone(),
         namespace: object.namespace.clone(),
         scope: scope as i32,
         action: action as i32,
+        groups,
         dry_run: false,
         extensions: vec![extension(POLICY_EXTENSION, POLICY_TYPE, &on_the_wire(policy))],
     };

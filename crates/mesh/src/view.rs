@@ -4,103 +4,39 @@
 //! have governed is closed, not left as it was: a policy denies what it targets, a service can't be reached, a
 //! workload gets no connections.
 
+mod addresses;
 mod decode;
+mod endpoints;
+#[doc(hidden)]
+pub mod fuzzing;
+mod listing;
+mod model;
 mod policies;
+mod ranking;
+mod shards;
 mod state;
 
+#[cfg(test)]
+mod tests;
+
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
 };
 
-use ambit_api::SpiffeId;
 use ambit_policy::Compiled;
-use ambit_xds::{DeltaResponse, channel::Nack, workload::AppProtocol};
+use ambit_xds::{DeltaResponse, channel::Nack};
 
-use self::state::State;
-
-/// `namespace` and fully qualified `hostname` of a service.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ServiceKey {
-    /// Namespace.
-    pub namespace: Arc<str>,
-    /// Fully qualified name.
-    pub hostname: Arc<str>,
-}
-
-/// A pod or other endpoint.
-#[derive(Debug)]
-pub struct Workload {
-    /// Primary key, `<cluster>//Pod/<ns>/<name>`.
-    pub uid: Arc<str>,
-    /// Pod name.
-    pub name: Arc<str>,
-    /// Pod namespace.
-    pub namespace: Arc<str>,
-    /// Who it is.
-    pub identity: SpiffeId,
-    /// Its addresses, most preferred first.
-    pub addresses: Vec<IpAddr>,
-    /// It is reached through HBONE (otherwise by plain TCP).
-    pub hbone: bool,
-    /// It terminates HBONE itself (a waypoint).
-    pub native_tunnel: bool,
-    /// It gets new connections.
-    pub healthy: bool,
-    /// Services it belongs to: service port to container port.
-    pub services: BTreeMap<ServiceKey, BTreeMap<u16, u16>>,
-    /// Ports that only a waypoint may reach.
-    pub guard: Vec<GuardedPort>,
-    /// The L4 policies in force for it. Denies everything when one of them is not known or not readable.
-    ///
-    /// Workloads with the same policies share it: it changes identity only when what it says may have changed.
-    pub policies: Arc<Compiled>,
-}
-
-/// A port that only one waypoint may reach.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GuardedPort {
-    /// Container port; nothing guards every port.
-    pub port: Option<u16>,
-    /// `namespace/name` of the Service that asks for it.
-    pub service: Arc<str>,
-    /// `namespace/name` of the waypoint's Gateway.
-    pub waypoint: Arc<str>,
-    /// The waypoint's identity.
-    pub identity: SpiffeId,
-}
-
-/// A service.
-#[derive(Debug)]
-pub struct Service {
-    /// Its key.
-    pub key: ServiceKey,
-    /// Object name.
-    pub name: Arc<str>,
-    /// Virtual addresses; none for a headless service.
-    pub vips: Vec<IpAddr>,
-    /// Its ports by service port.
-    pub ports: BTreeMap<u16, ServicePort>,
-    /// The waypoint that must be used to reach it.
-    pub waypoint: Option<WaypointRef>,
-}
-
-/// A port of a service.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ServicePort {
-    /// What is spoken on it.
-    pub protocol: AppProtocol,
-}
-
-/// How a service names its waypoint.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct WaypointRef {
-    /// The waypoint's own service. It may be unknown: then connections fail, they never go direct.
-    pub service: ServiceKey,
-    /// Its HBONE port.
-    pub hbone_port: u16,
-}
+use self::{addresses::Addresses, endpoints::Endpoints, shards::Shards, state::State};
+pub use self::{
+    endpoints::{Tier, Tiers},
+    listing::PolicyRecord,
+    model::{
+        ApplicationTunnel, Balancing, Canonical, Families, Gateway, GatewayRef, GuardedPort, Locality, Mode,
+        NetworkAddress, Scope, Service, ServiceKey, ServicePort, WaypointRef, Workload, WorkloadType,
+    },
+};
 
 /// The services of one waypoint.
 #[derive(Debug)]
@@ -113,17 +49,21 @@ pub struct WaypointBundle {
     pub services: HashMap<ServiceKey, Arc<Compiled>>,
 }
 
-/// The snapshot.
-#[derive(Debug, Default)]
+/// The snapshot. A change copies what it touches and shares the rest, so its cost doesn't grow with the mesh.
+#[derive(Clone, Debug, Default)]
 pub struct View {
-    pub(crate) workloads: HashMap<Arc<str>, Arc<Workload>>,
-    pub(crate) workloads_by_ip: HashMap<IpAddr, Arc<Workload>>,
-    pub(crate) services: HashMap<ServiceKey, Arc<Service>>,
-    pub(crate) services_by_vip: HashMap<IpAddr, Arc<Service>>,
-    pub(crate) services_by_hostname: HashMap<Arc<str>, Vec<Arc<Service>>>,
-    pub(crate) endpoints: HashMap<ServiceKey, Vec<Arc<Workload>>>,
-    pub(crate) waypoints: HashMap<(Arc<str>, Arc<str>), Arc<WaypointBundle>>,
+    network: Arc<str>,
+    workloads: Shards<Arc<str>, Arc<Workload>>,
+    workloads_by_hostname: Shards<Arc<str>, Vec<Arc<Workload>>>,
+    addresses: Addresses,
+    services: Shards<ServiceKey, Arc<Service>>,
+    services_by_hostname: Shards<Arc<str>, Vec<Arc<Service>>>,
+    endpoints: Shards<ServiceKey, Arc<Endpoints>>,
+    waypoints: Arc<Bundles>,
 }
+
+/// Bundles by the namespace and name of their waypoint's Gateway.
+type Bundles = HashMap<(Arc<str>, Arc<str>), Arc<WaypointBundle>>;
 
 /// Holds the current [`View`] and tells when it changes.
 #[derive(Debug)]
@@ -136,16 +76,33 @@ pub struct Store {
 // === impl View ===
 
 impl View {
+    /// The network that the proxy is in; empty for the mesh's only one.
+    #[must_use]
+    pub fn network(&self) -> &Arc<str> {
+        &self.network
+    }
+
     /// The workload with this uid.
     #[must_use]
     pub fn workload(&self, uid: &str) -> Option<&Arc<Workload>> {
         self.workloads.get(uid)
     }
 
-    /// The workload with this address.
+    /// The workload with this address in the proxy's own network.
     #[must_use]
     pub fn workload_by_ip(&self, ip: IpAddr) -> Option<&Arc<Workload>> {
-        self.workloads_by_ip.get(&ip)
+        self.addresses.workload(&self.network, ip)
+    }
+
+    /// The workload with this address in this network.
+    #[must_use]
+    pub fn workload_by_address(&self, address: &NetworkAddress) -> Option<&Arc<Workload>> {
+        self.addresses.workload(&address.network, address.ip)
+    }
+
+    /// Workloads with this hostname (lower case), which have no addresses.
+    pub fn workloads_by_hostname(&self, hostname: &str) -> impl Iterator<Item = &Arc<Workload>> {
+        self.workloads_by_hostname.get(hostname).into_iter().flatten()
     }
 
     /// All workloads, in no order.
@@ -159,10 +116,24 @@ impl View {
         self.services.get(key)
     }
 
-    /// The service with this virtual address.
+    /// The service with this virtual address in the proxy's own network, for whoever knows all services.
     #[must_use]
     pub fn service_by_vip(&self, ip: IpAddr) -> Option<&Arc<Service>> {
-        self.services_by_vip.get(&ip)
+        self.addresses.service(&self.network, ip, None)
+    }
+
+    /// The service that clients of this namespace mean by this address: of those visible to them the one of their
+    /// own namespace, else the canonical one, else the first. Ranges count where no service has the address alone,
+    /// the narrowest first (`spec/ztunnel.md` 4).
+    #[must_use]
+    pub fn service_for(&self, ip: IpAddr, namespace: &str) -> Option<&Arc<Service>> {
+        self.addresses.service(&self.network, ip, Some(namespace))
+    }
+
+    /// The service with this virtual address in this network.
+    #[must_use]
+    pub fn service_by_address(&self, address: &NetworkAddress) -> Option<&Arc<Service>> {
+        self.addresses.service(&address.network, address.ip, None)
     }
 
     /// The services with this fully qualified name (lower case, no trailing dot), by namespace.
@@ -181,10 +152,35 @@ impl View {
         self.services.values()
     }
 
-    /// All workloads of a service, healthy or not, by uid.
+    /// All workloads of a service, healthy or not, by uid. The first call after a change sorts them; who needs one to
+    /// connect to asks for [`View::tiers`].
     #[must_use]
     pub fn endpoints(&self, key: &ServiceKey) -> &[Arc<Workload>] {
-        self.endpoints.get(key).map_or(&[], Vec::as_slice)
+        self.endpoints.get(key).map_or(&[], |endpoints| endpoints.all())
+    }
+
+    /// The endpoints of a service that a client may use, nearest first: those with this service port, or with any if
+    /// none is given. Costs the same however many there are.
+    #[must_use]
+    pub fn tiers(&self, key: &ServiceKey, client: Option<&Workload>, port: Option<u16>) -> Tiers<'_> {
+        self.endpoints.get(key).map_or_else(Tiers::none, |endpoints| endpoints.tiers(client, port))
+    }
+
+    /// True if this workload is what the reference leads to, or one of several.
+    #[must_use]
+    pub fn is_gateway(&self, gateway: &GatewayRef, workload: &Workload) -> bool {
+        match &gateway.destination {
+            Gateway::Service(key) => {
+                let named = |hostname: &Arc<str>| **hostname == *key.hostname && workload.namespace == key.namespace;
+                workload.services.contains_key(key) || workload.hostname.as_ref().is_some_and(named)
+            }
+            Gateway::Address(address) => {
+                let owner = self.workload_by_address(address);
+                let service = || self.service_by_address(address);
+                owner.is_some_and(|owner| owner.uid == workload.uid)
+                    || service().is_some_and(|service| workload.services.contains_key(&service.key))
+            }
+        }
     }
 
     /// The bundle of the waypoint of this namespace and name.
@@ -200,10 +196,17 @@ impl Store {
     /// An empty store, for proxies of this trust domain.
     #[must_use]
     pub fn new(options: ambit_policy::Options) -> Arc<Self> {
+        Self::in_network(options, "")
+    }
+
+    /// The same, for proxies in this network.
+    #[must_use]
+    pub fn in_network(options: ambit_policy::Options, network: &str) -> Arc<Self> {
+        let state = State::new(options, network);
         Arc::new(Self {
-            current: arc_swap::ArcSwap::default(),
+            current: arc_swap::ArcSwap::from_pointee(state.view()),
             changes: tokio::sync::watch::Sender::new(0),
-            state: Mutex::new(State::new(options)),
+            state: Mutex::new(state),
         })
     }
 
@@ -226,7 +229,7 @@ impl Store {
     pub fn apply(&self, responses: &[DeltaResponse]) -> Result<(), Nack> {
         // A panic while applying leaves the maps usable: every response is applied name by name.
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let (view, rejected) = state.apply(responses, &self.current.load());
+        let (view, rejected) = state.apply(responses);
         self.current.store(Arc::new(view));
         drop(state);
         self.changes.send_modify(|count| *count += 1);

@@ -8,6 +8,7 @@
 //!   veth pair, the redirection of `spec/control-plane.md` 5.4.
 //! - [`process`], [`supervise`] run programs in pods and decide readiness.
 //! - [`control`], [`run`], [`forward`] are the two ends of the control socket.
+//! - [`zds`] is how a node agent tells a node proxy which pods to serve, both ends.
 //!
 //! What it refuses to do: proxy traffic, know a policy or an identity, parse Kubernetes resources.
 //!
@@ -34,6 +35,7 @@ pub mod rules;
 pub mod run;
 mod signals;
 pub mod supervise;
+pub mod zds;
 
 pub use host::{HostSockets, LaunchError, NodeProcess, Role, launch};
 pub use node::{BRIDGE, GATEWAY, Node, NodeError, POD_NETWORK, POD_PREFIX_LENGTH};

@@ -54,3 +54,30 @@ pub const CONTROL_CONNECTIONS: usize = 256;
 
 /// How long a starting mesh waits for one of its name that is just going away.
 pub const LOCK_PATIENCE: Duration = Duration::from_millis(500);
+
+/// Longest ZDS message, bytes, as other agents have it.
+pub const ZDS_MESSAGE_BYTES: usize = 1_024;
+
+/// Pods that one node proxy serves, those that still fail to start included; several times what a kubelet allows.
+pub const ZDS_PODS: usize = 4_096;
+
+/// How often a proxy tries again to serve a pod whose listeners couldn't be made.
+pub const ZDS_RETRY: Duration = Duration::from_secs(5);
+
+/// First and longest wait before a proxy connects to its agent again; it doubles in between.
+pub const ZDS_CONNECT_BACKOFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(15));
+
+/// First and longest wait after a connection that ended early; it doubles in between.
+pub const ZDS_SESSION_BACKOFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(15));
+
+/// How long either end may take to read a message, and a proxy to answer one.
+pub const ZDS_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Proxies connected to one agent at a time. An upgrade has two.
+pub const ZDS_CONNECTIONS: usize = 8;
+
+/// Shortest time between two connections that an agent takes.
+pub const ZDS_ACCEPT_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Requests that wait for one proxy. Past it the proxy is cut off; it gets everything anew when it comes back.
+pub const ZDS_QUEUE: usize = 2 * ZDS_PODS;

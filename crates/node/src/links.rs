@@ -141,6 +141,23 @@ impl Links {
         self.acknowledged(|| format!("give link {index} the address {address}/{prefix_length}"), &request)
     }
 
+    /// The addresses of all links that mean something beyond the link itself.
+    pub(crate) fn addresses(&mut self) -> Result<Vec<IpAddr>, LinkError> {
+        let what = || "list addresses".to_owned();
+        let request = rt_addr::Request::new().op_getaddr_dump(&rt_addr::Ifaddrmsg::new());
+        let mut reply = self.socket.request(&request).map_err(|error| LinkError::io(what(), error))?;
+        let mut addresses = Vec::new();
+        while let Some(answer) = reply.recv() {
+            let (header, attributes) = answer.map_err(|error| LinkError::reply(what(), error))?;
+            if header.ifa_scope != libc::RT_SCOPE_UNIVERSE {
+                continue;
+            }
+            // Only IPv4 tells a link's own address from that of the other end.
+            addresses.extend(attributes.get_local().or_else(|_| attributes.get_address()));
+        }
+        Ok(addresses)
+    }
+
     /// Routes everything that has no better route to `gateway`.
     pub(crate) fn add_default_route(&mut self, gateway: Ipv4Addr, index: u32) -> Result<(), LinkError> {
         let header = rt_route::Rtmsg {

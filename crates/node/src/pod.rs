@@ -296,6 +296,13 @@ impl Network for PodNetwork {
     }
 }
 
+/// The network namespace's file, to hand it to a node proxy or to enter it.
+impl AsFd for PodNetwork {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.namespace.as_fd()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

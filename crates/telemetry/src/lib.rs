@@ -1,14 +1,20 @@
-//! Decision records: the one value that log, metric, command line and page render.
+//! Decision records, the one value that log, metric, command line and page render; metrics; and the log's writer.
 //!
 //! What it does: define the record and carry it from the proxies to whoever reads (access log, live lines) over a
-//! bounded queue that never blocks traffic.
-//! What it refuses to do: decide anything, or know who emits.
+//! bounded queue that never blocks traffic; count what Istio's node proxy counts ([`metrics`]).
+//! What it refuses to do: decide anything, know who emits, or let traffic wait for whoever reads.
 #![forbid(unsafe_code)]
 
+mod access;
+mod limits;
 mod line;
+pub mod log;
+pub mod metrics;
 mod record;
 mod recorder;
 
+pub use access::{AccessLine, AccessLog};
+pub use limits::FLUSH_TIMEOUT;
 pub use line::Line;
-pub use record::{DecisionRecord, Destination, Durations, Enforcer, Source};
-pub use recorder::{MAX_QUEUED_RECORDS, Recorder, Records, recorder};
+pub use record::{ConnectionFacts, DecisionRecord, Destination, Durations, Enforcer, Source};
+pub use recorder::{MAX_QUEUED_RECORDS, Recorder, Records, recorder, recorder_counting};

@@ -41,6 +41,44 @@ pub struct DecisionRecord {
     pub reason: Arc<str>,
     /// Where the time went.
     pub durations: Durations,
+    /// What a connection is and did in all; only the node proxy says it. A refusal without it came before anything was
+    /// known of the connection.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connection: Option<Box<ConnectionFacts>>,
+}
+
+/// What a connection is and did in all.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct ConnectionFacts {
+    /// It was just opened; otherwise it has ended.
+    pub opened: bool,
+    /// Cluster of the client.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source_cluster: Option<Arc<str>>,
+    /// Cluster of the server.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub destination_cluster: Option<Arc<str>>,
+    /// Where the connection went, or where it came in: with HBONE, the tunnel's address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<SocketAddr>,
+    /// With HBONE: what the tunnel carries it to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hbone_address: Option<Arc<str>>,
+    /// Fully qualified name of the service.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service_hostname: Option<Arc<str>>,
+    /// The server's identity, as TLS proved it.
+    #[serde(serialize_with = "display", skip_serializing_if = "Option::is_none")]
+    pub destination_identity: Option<SpiffeId>,
+    /// Bytes that the server sent.
+    pub sent_bytes: u64,
+    /// Bytes that the client sent.
+    pub received_bytes: u64,
+    /// How long it was open, in milliseconds.
+    pub duration_ms: u64,
+    /// Why it ended otherwise than well, unless the record's reason says it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<Arc<str>>,
 }
 
 /// The part of the mesh that decided.
@@ -128,6 +166,7 @@ impl DecisionRecord {
             rule: decision.rule,
             reason: Arc::clone(&decision.reason),
             durations: Durations::default(),
+            connection: None,
         }
     }
 }

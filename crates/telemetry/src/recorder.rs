@@ -29,8 +29,13 @@ pub struct Records {
 /// A connected pair.
 #[must_use]
 pub fn recorder() -> (Recorder, Records) {
+    recorder_counting(Arc::default())
+}
+
+/// The same, counting dropped records here.
+#[must_use]
+pub fn recorder_counting(dropped: Arc<AtomicU64>) -> (Recorder, Records) {
     let (sender, receiver) = mpsc::channel(MAX_QUEUED_RECORDS);
-    let dropped = Arc::new(AtomicU64::new(0));
     (Recorder { sender, dropped: Arc::clone(&dropped) }, Records { receiver, dropped })
 }
 

@@ -13,6 +13,7 @@ pub struct Address {
 /// Parts of [`Address`].
 pub mod address {
     /// What an address is.
+    #[expect(clippy::large_enum_variant, reason = "most are workloads, and it lives only while it is read or written")]
     #[derive(Clone, PartialEq, prost::Oneof)]
     pub enum Type {
         /// A pod or another endpoint.
@@ -48,12 +49,123 @@ pub struct Service {
     /// The waypoint that fronts it.
     #[prost(message, optional, tag = "7")]
     pub waypoint: Option<GatewayAddress>,
+    /// How endpoints are chosen; absent, any healthy one will do.
+    #[prost(message, optional, tag = "8")]
+    pub load_balancing: Option<LoadBalancing>,
+    /// Which address families DNS answers with.
+    #[prost(enumeration = "IpFamilies", tag = "9")]
+    pub ip_families: i32,
     /// Named extensions.
     #[prost(message, repeated, tag = "10")]
     pub extensions: Vec<Extension>,
     /// The winner for its hostname across namespaces.
     #[prost(bool, tag = "11")]
     pub canonical: bool,
+    /// Ingress gateways pass its waypoint too.
+    #[prost(bool, tag = "12")]
+    pub ingress_use_waypoint: bool,
+    /// How connections are split over several waypoints (a canary); empty, or all weights 0: `waypoint` alone.
+    #[prost(message, repeated, tag = "13")]
+    pub weighted_waypoints: Vec<WeightedWaypoint>,
+    /// Who may resolve it. Unknown values are read as [`Visibility::Public`].
+    #[prost(enumeration = "Visibility", tag = "14")]
+    pub visibility: i32,
+}
+
+/// How the endpoints of a service are chosen.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct LoadBalancing {
+    /// Scopes in order of preference.
+    #[prost(enumeration = "load_balancing::Scope", repeated, tag = "1")]
+    pub routing_preference: Vec<i32>,
+    /// What the scopes mean.
+    #[prost(enumeration = "load_balancing::Mode", tag = "2")]
+    pub mode: i32,
+    /// Which endpoints count.
+    #[prost(enumeration = "load_balancing::HealthPolicy", tag = "3")]
+    pub health_policy: i32,
+}
+
+/// Parts of [`LoadBalancing`].
+pub mod load_balancing {
+    /// What an endpoint has in common with the client.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+    #[repr(i32)]
+    pub enum Scope {
+        /// Nothing said.
+        Unspecified = 0,
+        /// The region.
+        Region = 1,
+        /// The zone.
+        Zone = 2,
+        /// The subzone.
+        Subzone = 3,
+        /// The node.
+        Node = 4,
+        /// The cluster.
+        Cluster = 5,
+        /// The network.
+        Network = 6,
+    }
+
+    /// What the scopes mean.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+    #[repr(i32)]
+    pub enum Mode {
+        /// Nothing: any endpoint will do.
+        Unspecified = 0,
+        /// Endpoints must match every scope.
+        Strict = 1,
+        /// Endpoints are ranked by how many leading scopes they match.
+        Failover = 2,
+        /// The original destination is kept.
+        Passthrough = 3,
+    }
+
+    /// Which endpoints count.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+    #[repr(i32)]
+    pub enum HealthPolicy {
+        /// Healthy ones.
+        OnlyHealthy = 0,
+        /// All.
+        AllowAll = 1,
+    }
+}
+
+/// Which address families DNS answers with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum IpFamilies {
+    /// Those of its addresses.
+    Automatic = 0,
+    /// A records only.
+    Ipv4Only = 1,
+    /// AAAA records only.
+    Ipv6Only = 2,
+    /// Both.
+    Dual = 3,
+}
+
+/// Who may resolve a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum Visibility {
+    /// Everyone.
+    Public = 0,
+    /// Its own namespace.
+    Namespace = 1,
+}
+
+/// A waypoint with its share of connections.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct WeightedWaypoint {
+    /// The waypoint.
+    #[prost(message, optional, tag = "1")]
+    pub destination: Option<GatewayAddress>,
+    /// Its share, of the sum of all.
+    #[prost(uint32, tag = "2")]
+    pub weight: u32,
 }
 
 /// A workload. Its resource name is its `uid`.
@@ -71,6 +183,9 @@ pub struct Workload {
     /// Its addresses, 4 or 16 bytes each.
     #[prost(bytes = "vec", repeated, tag = "3")]
     pub addresses: Vec<Vec<u8>>,
+    /// Name that clients resolve when it has no addresses.
+    #[prost(string, tag = "21")]
+    pub hostname: String,
     /// Network name, empty for the single network.
     #[prost(string, tag = "4")]
     pub network: String,
@@ -113,15 +228,86 @@ pub struct Workload {
     /// Cluster, empty for `Kubernetes`.
     #[prost(string, tag = "18")]
     pub cluster_id: String,
+    /// How to reach it from another network.
+    #[prost(message, optional, tag = "19")]
+    pub network_gateway: Option<GatewayAddress>,
     /// Membership: `namespace/hostname` of a service to the resolved ports.
     #[prost(btree_map = "string, message", tag = "22")]
     pub services: BTreeMap<String, PortList>,
+    /// How the node proxy hands connections to it, if not as plain TCP.
+    #[prost(message, optional, tag = "23")]
+    pub application_tunnel: Option<ApplicationTunnel>,
+    /// Where it runs.
+    #[prost(message, optional, tag = "24")]
+    pub locality: Option<Locality>,
+    /// Whose network it uses.
+    #[prost(enumeration = "NetworkMode", tag = "25")]
+    pub network_mode: i32,
     /// Named extensions.
     #[prost(message, repeated, tag = "26")]
     pub extensions: Vec<Extension>,
+    /// Weight among the endpoints of a service; absent means 1.
+    #[prost(message, optional, tag = "27")]
+    pub capacity: Option<UInt32Value>,
 }
 
-/// How a workload is reached.
+/// How a node proxy hands connections to a workload.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct ApplicationTunnel {
+    /// What is spoken.
+    #[prost(enumeration = "application_tunnel::Protocol", tag = "1")]
+    pub protocol: i32,
+    /// On which port; 0 is the connection's own.
+    #[prost(uint32, tag = "2")]
+    pub port: u32,
+}
+
+/// Parts of [`ApplicationTunnel`].
+pub mod application_tunnel {
+    /// What is spoken.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+    #[repr(i32)]
+    pub enum Protocol {
+        /// Plain TCP.
+        None = 0,
+        /// PROXY v2 with the client's identity in TLV 0xD0.
+        Proxy = 1,
+    }
+}
+
+/// Where a workload runs.
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
+pub struct Locality {
+    /// Region.
+    #[prost(string, tag = "1")]
+    pub region: String,
+    /// Zone.
+    #[prost(string, tag = "2")]
+    pub zone: String,
+    /// Subzone.
+    #[prost(string, tag = "3")]
+    pub subzone: String,
+}
+
+/// Whose network a workload uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum NetworkMode {
+    /// Its own.
+    Standard = 0,
+    /// Its node's; its address is then not its own, and not looked up by.
+    HostNetwork = 1,
+}
+
+/// `google.protobuf.UInt32Value`.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct UInt32Value {
+    /// The number.
+    #[prost(uint32, tag = "1")]
+    pub value: u32,
+}
+
+/// How a workload is reached. (Istio's `LEGACY_ISTIO_MTLS`, 2, isn't spoken: such a workload can't be read.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
 #[repr(i32)]
 pub enum TunnelProtocol {

@@ -95,10 +95,8 @@ fn fronts(view: &View, waypoint: &Workload, workload: &Workload, port: u16) -> b
     let guards = || guards(workload, port).any(|guarded| guarded.identity == waypoint.identity);
     let bound = || {
         workload.services.iter().filter(|(_, ports)| ports.values().any(|target| *target == port)).any(|(key, _)| {
-            let reference = view.service(key).and_then(|service| service.waypoint.as_ref());
-            reference.is_some_and(|reference| {
-                view.endpoints(&reference.service).iter().any(|endpoint| endpoint.uid == waypoint.uid)
-            })
+            let service = view.service(key);
+            service.is_some_and(|service| service.waypoints().any(|bound| view.is_gateway(bound, waypoint)))
         })
     };
     guards() || bound()

@@ -197,7 +197,7 @@ async fn serve_request(pod: &PodProxy, request: ConnectRequest, peer: SpiffeId, 
         Err(Refused::Unreachable) => return request.refuse(StatusCode::SERVICE_UNAVAILABLE),
     };
     match request.accept(HeaderMap::new()) {
-        Ok(mut tunnel) => join(&admitted.ticket, &mut tunnel, &mut admitted.application).await,
+        Ok(mut tunnel) => join(&admitted.ticket, pod.shared.config.idle, &mut tunnel, &mut admitted.application).await,
         Err(error) => tracing::debug!(%error, "the peer gave up while the application was being reached"),
     }
 }
@@ -214,7 +214,7 @@ fn parse(pod: &PodProxy, request: &ConnectRequest) -> Result<SocketAddr, BadRequ
     let Some(destination) = destination.map(socket::fold_mapped) else {
         return Err(bad(None, "the authority of the CONNECT is not `ip:port`".to_owned()));
     };
-    if destination.ip() != pod.pod.ip.to_canonical() {
+    if !pod.is_address(destination.ip()) {
         let reason =
             format!("`{}` is not the address of this pod; the caller's configuration is stale", destination.ip());
         return Err(bad(Some(destination), reason));
@@ -273,13 +273,13 @@ fn judge_current(pod: &PodProxy, view: &View, caller: &Caller, destination: Sock
         client: client(),
         through_waypoint: false,
     };
-    if destination.ip() != pod.pod.ip.to_canonical() {
+    if !pod.is_address(destination.ip()) {
         return refused(format!("`{}` is not the address of this pod", destination.ip()));
     }
     if PROXY_PORTS.contains(&destination.port()) {
         return refused(format!("port {} belongs to the node proxy itself", destination.port()));
     }
-    match view.workload(&pod.pod.uid) {
+    match pod.current(view) {
         Some(workload) => judge(view, workload, caller, destination.ip(), destination.port()),
         None => refused("the control plane no longer knows this pod".to_owned()),
     }
@@ -292,7 +292,9 @@ async fn connect(pod: &PodProxy, client: &Client, destination: SocketAddr) -> st
     // Under its own address a pod needs no disguise, and the kernel would route the answers of one past us.
     let source = (config.preserve_source && !pod.is_own(ip)).then_some(ip);
     let options = ConnectOptions { source, mark: config.mark, timeout: CONNECT_TIMEOUT };
-    socket::connect(&*pod.pod.network, destination, &options).await
+    let stream = socket::connect(&*pod.pod.network, destination, &options).await?;
+    pod.tune(&stream);
+    Ok(stream)
 }
 
 fn report(
@@ -305,7 +307,7 @@ fn report(
     timing: Timing,
 ) {
     let source = source(view, client.identity.clone(), client.address);
-    let workload = view.workload(&pod.pod.uid).map(|workload| workload_name(workload));
+    let workload = pod.current(view).map(|workload| workload_name(workload));
     let destination = Destination { service: None, workload, address: Some(destination) };
     Report { enforcer, source, destination, decision, timing }.send(&pod.shared.recorder);
 }

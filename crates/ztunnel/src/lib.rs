@@ -7,15 +7,20 @@
 //! for lack of knowledge.
 #![forbid(unsafe_code)]
 
+pub mod admin;
+mod balance;
 mod dns;
 mod guard;
 mod inbound;
+mod labels;
 mod limits;
+mod network;
 mod outbound;
 mod plaintext;
 mod pod;
 mod record;
 mod route;
+mod socks;
 mod splice;
 mod tracking;
 
@@ -30,18 +35,24 @@ use std::{
     time::Duration,
 };
 
-use ambit_hbone::Network;
+use ambit_hbone::{Network, socket::StreamOptions};
 use ambit_identity::CertificateStore;
 use ambit_mesh::Store;
-use ambit_telemetry::Recorder;
+use ambit_telemetry::{Recorder, metrics::Metrics};
 use ipnet::{IpNet, Ipv4Net};
 use tokio::{net::TcpStream, sync::Semaphore};
 
+pub use dns::DnsOptions;
+#[doc(hidden)]
+pub use dns::fuzzing as dns_fuzzing;
 pub use limits::Limits;
 use pod::PodProxy;
 
 /// Mark of every socket the proxy makes in a pod's namespace; the capture rules let it pass (`spec/ztunnel.md` 11.4).
 pub const PROXY_MARK: u32 = 0x539;
+
+/// Port of SOCKS5, where it is switched on.
+pub const SOCKS5_PORT: u16 = 15080;
 
 /// What a node proxy has to know of its surroundings.
 #[derive(Clone, Debug)]
@@ -66,8 +77,24 @@ pub struct Config {
     pub mark: Option<u32>,
     /// Applications see their client's address. Only tests without the privilege turn it off.
     pub preserve_source: bool,
+    /// How dead ends of applications' connections are found.
+    pub stream: StreamOptions,
     /// Ports of the listeners in pods.
     pub ports: Ports,
+    /// Connections are carried; otherwise only names are answered.
+    pub carry_connections: bool,
+    /// Names are answered.
+    pub answer_dns: bool,
+    /// How long connections are kept though nothing moves on them.
+    pub idle: ambit_hbone::copy::Timeouts,
+    /// Port on the pod's loopback that speaks SOCKS5; nothing for none. The usual one is [`SOCKS5_PORT`].
+    pub socks5: Option<u16>,
+    /// Listeners share their ports (`SO_REUSEPORT`), so that the proxy that takes over can serve beside this one.
+    pub reuse_port: bool,
+    /// How names are answered.
+    pub dns: DnsOptions,
+    /// What counts.
+    pub metrics: Arc<Metrics>,
 }
 
 /// Ports of the listeners in pods; 0 lets the kernel choose, for tests.
@@ -97,6 +124,26 @@ pub struct Pod {
     /// It is in the mesh. Otherwise the node only plays what kube-proxy and cluster DNS are elsewhere: services are
     /// reached by plain TCP, without an identity.
     pub captured: bool,
+    /// What a node agent says of it; nothing if `uid` is the workload's in the mesh's view.
+    pub in_pod: Option<InPod>,
+}
+
+/// A pod that a node agent asks to serve, in the cluster's way: listeners on all addresses, the way out from the pod's own
+/// network, and the workload found by its names (`spec/ztunnel.md` 4 and 11).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InPod {
+    /// Pod name.
+    pub name: String,
+    /// Service account.
+    pub service_account: String,
+    /// Cluster, the first part of a pod's uid in the mesh's view.
+    pub cluster: String,
+    /// The node; the workload has to be one of its. Nothing takes any.
+    pub node: Option<String>,
+    /// All its addresses, `Pod::ip` among them.
+    pub addresses: Vec<IpAddr>,
+    /// IPv6 is served too.
+    pub ipv6: bool,
 }
 
 /// The node proxy.
@@ -115,6 +162,8 @@ struct Shared {
     connections: Arc<Semaphore>,
     handshakes: Semaphore,
     dns_queries: Arc<Semaphore>,
+    loads: Arc<balance::Loads>,
+    names: outbound::Names,
 }
 
 // === impl Config ===
@@ -132,7 +181,15 @@ impl Default for Config {
             drain: Duration::ZERO,
             mark: Some(PROXY_MARK),
             preserve_source: true,
+            stream: StreamOptions::default(),
             ports: Ports::default(),
+            carry_connections: true,
+            answer_dns: true,
+            idle: ambit_hbone::copy::Timeouts::default(),
+            socks5: None,
+            reuse_port: false,
+            dns: DnsOptions::default(),
+            metrics: Metrics::new("ztunnel", "unknown"),
         }
     }
 }
@@ -160,7 +217,18 @@ impl Ztunnel {
         let connections = Arc::new(Semaphore::new(config.limits.connections));
         let handshakes = Semaphore::new(config.limits.handshakes);
         let dns_queries = Arc::new(Semaphore::new(config.limits.dns_queries));
-        let shared = Shared { config, store, certificates, host, recorder, connections, handshakes, dns_queries };
+        let shared = Shared {
+            config,
+            store,
+            certificates,
+            host,
+            recorder,
+            connections,
+            handshakes,
+            dns_queries,
+            loads: Arc::default(),
+            names: outbound::Names::default(),
+        };
         Arc::new(Self { shared: Arc::new(shared), pods: Mutex::default() })
     }
 
@@ -207,15 +275,16 @@ impl Ztunnel {
 
     /// Stops accepting, lets open connections run until the deadline, then ends them.
     pub async fn drain(&self, deadline: Duration) {
-        let pods: Vec<Arc<PodProxy>> = {
-            let mut pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
-            pods.drain().map(|(_, pod)| pod).collect()
-        };
+        // They stay in the table: a pod that goes away meanwhile is to end at once.
+        let pods: Vec<Arc<PodProxy>> =
+            self.pods.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
         let until = tokio::time::Instant::now() + deadline;
         for pod in &pods {
             pod.close();
         }
         futures_util::future::join_all(pods.iter().map(|pod| pod.drained(until))).await;
+        let drained: Vec<_> = pods.iter().map(|pod| Arc::clone(&pod.pod.uid)).collect();
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner).retain(|uid, _| !drained.contains(uid));
     }
 
     fn pod(&self, uid: &str) -> Option<Arc<PodProxy>> {

@@ -1,36 +1,27 @@
 //! Outbound connections (15001; `spec/ztunnel.md` 4): the way is chosen by [`route`], walked here. Nothing is read from
 //! the client before the other side is there, so protocols in which the server speaks first work.
 
-use std::{
-    collections::hash_map::RandomState,
-    hash::{BuildHasher, Hasher},
-    io,
-    net::SocketAddr,
-    sync::Arc,
-    time::Instant,
-};
+mod names;
+mod walk;
+
+use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 use ambit_api::SpiffeId;
-use ambit_hbone::{
-    Connect, ConnectError, Tunnel,
-    socket::{self, ConnectOptions},
-};
+use ambit_hbone::socket;
 use ambit_mesh::{
     View,
     view::{Service, WaypointRef, Workload},
 };
 use ambit_telemetry::{Destination, Enforcer, Source};
-use http::{
-    HeaderMap, HeaderName, HeaderValue, StatusCode,
-    header::{FORWARDED, InvalidHeaderValue},
-};
 use tokio::net::TcpStream;
 
+pub(crate) use self::names::Names;
+use self::walk::{Opened, Upstream};
 use crate::{
-    limits::{CONNECT_TIMEOUT, MAX_ATTEMPTS},
+    balance::{Choice, random},
     pod::PodProxy,
     record::{Report, Timing, deny, service_name, workload_name},
-    route::{self, Hop, Mesh, Ranges, Refusal, Route, binding, route, waypoint_name},
+    route::{self, Query, Ranges, Refusal, Route, rebound, route, waypoint_name},
     splice::join,
     tracking::{Entry, Ticket, What},
 };
@@ -42,12 +33,6 @@ struct Call<'p> {
     destination: SocketAddr,
     workload: Option<Arc<Workload>>,
     timing: Timing,
-}
-
-/// The other side, established.
-enum Upstream {
-    Plain(TcpStream),
-    Tunnel(Tunnel),
 }
 
 /// Why a connection ends before it began.
@@ -66,7 +51,7 @@ pub(crate) async fn accepted(pod: Arc<PodProxy>, client: TcpStream, peer: Socket
         return socket::reset_on_close(&client);
     }
     match socket::original_dst(&client) {
-        Ok(destination) => serve(&pod, client, SocketAddr::new(pod.pod.ip, peer.port()), destination).await,
+        Ok(destination) => serve(&pod, client, pod.origin(peer), destination).await,
         Err(error) => {
             tracing::debug!(%error, "the connection was gone before it could be looked at");
             socket::reset_on_close(&client);
@@ -81,15 +66,25 @@ pub(crate) async fn enter(pod: &Arc<PodProxy>, client: TcpStream, destination: S
     pod.run(serve(pod, client, origin, socket::fold_mapped(destination))).await;
 }
 
-/// Cuts a live connection whose service is bound to another waypoint now: it must not survive on the old way.
+/// Carries a connection whose destination the client has said itself, as if it had been captured.
+pub(crate) async fn carry(pod: &PodProxy, client: TcpStream, peer: SocketAddr, destination: SocketAddr) {
+    serve(pod, client, pod.origin(peer), socket::fold_mapped(destination)).await;
+}
+
+/// Cuts a live connection whose destination is bound to another waypoint now: it must not survive on the old way.
 pub(crate) fn review(pod: &PodProxy, view: &View, entry: &Entry) {
     let What::Outbound { origin, destination, service, waypoint } = &entry.what else { return };
-    if let Some(now) = rebound(view, *destination, waypoint.as_ref())
+    // Outside the mesh a pod uses no waypoints; guards at the destinations refuse it.
+    if !pod.pod.captured {
+        return;
+    }
+    let workload = pod.current(view).cloned();
+    let source = source(pod, workload.as_deref());
+    if let Some(now) = rebound(view, source, *destination, waypoint.as_ref())
         && entry.end()
     {
-        let workload = view.workload(&pod.pod.uid).cloned();
-        let call = Call { pod, origin: *origin, destination: *destination, workload, timing: Timing::start() };
         let reason = format!("policy changed: connections have to use waypoint `{}` now", waypoint_name(now));
+        let call = Call { pod, origin: *origin, destination: *destination, workload, timing: Timing::start() };
         call.record(Failure { reason: Some(reason), service: service.clone(), workload: None });
     }
 }
@@ -101,12 +96,15 @@ async fn serve(pod: &PodProxy, mut client: TcpStream, origin: SocketAddr, destin
         None => Err(Failure::new("the node proxy is at its limit of connections")),
     };
     match outcome {
-        Ok((_slot, (ticket, upstream))) => {
-            // Best effort: an option that can't be set costs speed, not safety.
-            let _ = socket::tune(&client);
-            match upstream {
-                Upstream::Plain(mut stream) => join(&ticket, &mut client, &mut stream).await,
-                Upstream::Tunnel(mut tunnel) => join(&ticket, &mut client, &mut tunnel).await,
+        Ok((_slot, (ticket, opened))) => {
+            pod.tune(&client);
+            let idle = pod.shared.config.idle;
+            match opened.upstream {
+                Upstream::Plain(mut stream) => {
+                    pod.tune(&stream);
+                    join(&ticket, idle, &mut client, &mut stream).await;
+                }
+                Upstream::Tunnel(mut tunnel) => join(&ticket, idle, &mut client, &mut *tunnel).await,
             }
         }
         Err(failure) => {
@@ -116,143 +114,81 @@ async fn serve(pod: &PodProxy, mut client: TcpStream, origin: SocketAddr, destin
     }
 }
 
-/// The waypoint a connection has to use now, if that isn't the one it uses.
-fn rebound<'v>(view: &'v View, destination: SocketAddr, used: Option<&WaypointRef>) -> Option<&'v WaypointRef> {
-    binding(view, destination).filter(|now| used != Some(*now))
+/// The pod as the one who connects.
+fn source<'s>(pod: &'s PodProxy, workload: Option<&'s Workload>) -> route::Source<'s> {
+    route::Source { ip: pod.pod.ip.to_canonical(), namespace: &pod.pod.namespace, workload, captured: pod.pod.captured }
 }
 
 // === impl Call ===
 
 impl Call<'_> {
     /// Finds and walks the way.
-    async fn open(&mut self) -> Result<(Ticket, Upstream), Failure> {
-        let config = &self.pod.shared.config;
-        let captured = self.pod.pod.captured;
-        if captured {
-            self.workload = self.pod.workload().await;
+    async fn open(&mut self) -> Result<(Ticket, Opened), Failure> {
+        let pod = self.pod;
+        if pod.pod.captured {
+            self.workload = pod.workload().await;
             if self.workload.is_none() {
                 return Err(Failure::new("the control plane does not know this pod; it may be going"));
             }
         }
-        let ranges = Ranges { pods: config.pod_cidr, services: config.service_cidr };
-        let source = route::Source { ip: self.pod.pod.ip.to_canonical(), captured };
-        let view = self.pod.shared.store.load();
-        let mesh = match route(&view, ranges, source, self.destination) {
-            Route::Mesh(mesh) => Some(mesh),
-            Route::Host => None,
+        let seed = random();
+        let view = pod.shared.store.load();
+        let (mesh, service) = match self.route(&view, seed, &[]) {
+            Route::Mesh(mesh) => {
+                let service = mesh.service.clone();
+                (Some(mesh), service)
+            }
+            Route::Passthrough(service) => (None, service),
             Route::Refuse(Refusal { reason, service }) => {
                 return Err(Failure { reason: Some(reason), service, workload: None });
             }
         };
-        let ticket = self.pod.tracked.track(What::Outbound {
+        let waypoint = mesh.as_ref().and_then(|mesh| mesh.waypoint.clone());
+        let ticket = pod.tracked.track(What::Outbound {
             origin: self.origin,
             destination: self.destination,
-            service: mesh.as_ref().and_then(|mesh| mesh.service.clone()),
-            // Outside the mesh a pod uses no waypoints; guards at the destinations refuse it.
-            waypoint: match captured {
-                true => mesh.as_ref().and_then(|mesh| mesh.waypoint.clone()),
-                false => binding(&view, self.destination).cloned(),
-            },
+            service,
+            waypoint: waypoint.clone(),
         });
         let connecting = Instant::now();
         let opened = tokio::select! {
             biased;
             () = ticket.ended() => Err(Failure { reason: None, service: None, workload: None }),
-            opened = self.walk(mesh) => opened,
+            opened = self.walk(mesh, seed) => opened,
         };
         self.timing.connect = Some(connecting.elapsed());
         // A change between the look at the view and the entry into the table has passed the reviewer by.
-        let waypoint = match &ticket.entry().what {
-            What::Outbound { waypoint, .. } => waypoint.as_ref(),
-            What::Inbound { .. } => None,
-        };
-        let now = self.pod.shared.store.load();
-        if opened.is_ok() && rebound(&now, self.destination, waypoint).is_some() && ticket.end() {
+        let now = pod.shared.store.load();
+        if opened.is_ok() && self.is_rebound(&now, waypoint.as_ref()) && ticket.end() {
             return Err(Failure::new("the service was bound to another waypoint meanwhile; try again"));
         }
-        opened.map(|upstream| (ticket, upstream))
+        opened.map(|opened| (ticket, opened))
     }
 
-    async fn walk(&self, mesh: Option<Mesh>) -> Result<Upstream, Failure> {
-        let Some(Mesh { service, waypoint, hops }) = mesh else {
-            let connected = self.plain(&*self.pod.shared.host, self.destination, None).await;
-            return connected.map_err(|error| {
-                Failure::new(format!("`{}` outside the mesh can't be reached: {error}", self.destination))
-            });
+    /// The way, as this view shows it, past those that have been tried.
+    fn route(&self, view: &View, seed: u64, tried: &[Arc<str>]) -> Route {
+        let config = &self.pod.shared.config;
+        let ranges = Ranges { pods: config.pod_cidr, services: config.service_cidr };
+        let workload = self.workload.as_deref();
+        let query = Query {
+            view,
+            source: source(self.pod, workload.or_else(|| self.pod.current(view).map(|own| &**own))),
+            ranges: self.pod.pod.in_pod.is_none().then_some(ranges),
+            choice: Choice { seed, tried, loads: &self.pod.shared.loads },
         };
-        let mut failure = Failure::new("there is no endpoint to connect to");
-        for hop in draw(hops) {
-            let target = match &waypoint {
-                Some(waypoint) => format!("waypoint `{}` (`{}`)", waypoint_name(waypoint), hop.address),
-                None => format!("`{}` (`{}`)", workload_name(&hop.workload), hop.address),
-            };
-            let (reason, again) = match self.hop(&hop, service.as_deref()).await {
-                Ok(upstream) => return Ok(upstream),
-                Err(HopError::Plain(error)) => (Some(format!("{target} can't be reached: {error}")), true),
-                // The peer's side has recorded the reason. Another endpoint may still take it; a policy won't change.
-                Err(HopError::Tunnel(ConnectError::Refused { status, .. })) => {
-                    (None, waypoint.is_none() && status != StatusCode::UNAUTHORIZED)
-                }
-                Err(HopError::Tunnel(error)) => (Some(format!("{target} can't be reached: {error}")), true),
-                Err(HopError::Header(error)) => (Some(format!("no CONNECT for {target} can be made: {error}")), false),
-            };
-            failure = Failure { reason, service: service.clone(), workload: Some(hop.workload) };
-            if !again {
-                break;
-            }
-        }
-        Err(failure)
+        route(&query, self.destination)
     }
 
-    async fn hop(&self, hop: &Hop, service: Option<&Service>) -> Result<Upstream, HopError> {
-        let pod = &self.pod.pod;
-        let mark = self.pod.shared.config.mark;
-        let (Some(authority), Some(workload)) = (hop.authority, &self.workload) else {
-            return self.plain(&*pod.network, hop.address, mark).await.map_err(HopError::Plain);
-        };
-        let connect = Connect {
-            network: Arc::clone(&pod.network),
-            source: workload.identity.clone(),
-            peer: hop.address,
-            expected: vec![hop.workload.identity.clone()],
-            authority: authority.to_string(),
-            headers: self.headers(workload, service).map_err(HopError::Header)?,
-            mark,
-        };
-        self.pod.pool.connect(connect).await.map(Upstream::Tunnel).map_err(HopError::Tunnel)
-    }
-
-    async fn plain(
-        &self,
-        network: &dyn ambit_hbone::Network,
-        address: SocketAddr,
-        mark: Option<u32>,
-    ) -> io::Result<Upstream> {
-        let options = ConnectOptions { source: None, mark, timeout: CONNECT_TIMEOUT };
-        socket::connect(network, address, &options).await.map(Upstream::Plain)
-    }
-
-    /// The headers of `spec/ztunnel.md` 2.5.
-    fn headers(&self, workload: &Workload, service: Option<&Service>) -> Result<HeaderMap, InvalidHeaderValue> {
-        let mut forwarded = format!("for=\"{}\"", self.origin);
-        if let Some(service) = service {
-            forwarded.push_str(";host=");
-            forwarded.push_str(&service.key.hostname);
-        }
-        let baggage = format!("k8s.namespace.name={},k8s.pod.name={}", workload.namespace, workload.name);
-        let trace = format!("00-{:016x}{:016x}-{:016x}-00", random().max(1), random(), random().max(1));
-        let mut headers = HeaderMap::with_capacity(3);
-        headers.insert(FORWARDED, HeaderValue::from_str(&forwarded)?);
-        headers.insert(HeaderName::from_static("baggage"), HeaderValue::from_str(&baggage)?);
-        headers.insert(HeaderName::from_static("traceparent"), HeaderValue::from_str(&trace)?);
-        Ok(headers)
+    fn is_rebound(&self, view: &View, used: Option<&WaypointRef>) -> bool {
+        let source = source(self.pod, self.workload.as_deref());
+        self.pod.pod.captured && rebound(view, source, self.destination, used).is_some()
     }
 
     fn record(&self, failure: Failure) {
         let Failure { reason: Some(reason), service, workload } = failure else { return };
         let identity: Option<SpiffeId> = self.workload.as_ref().map(|workload| workload.identity.clone());
         let view = self.pod.shared.store.load();
-        let own = self.workload.as_ref().or_else(|| view.workload(&self.pod.pod.uid));
+        let own = self.workload.as_ref().or_else(|| self.pod.current(&view));
         Report {
             enforcer: Enforcer::ZtunnelOutbound,
             source: Source { workload: own.map(|own| workload_name(own)), identity, address: Some(self.origin) },
@@ -268,35 +204,10 @@ impl Call<'_> {
     }
 }
 
-/// Why one hop failed.
-enum HopError {
-    Plain(io::Error),
-    Tunnel(ConnectError),
-    Header(InvalidHeaderValue),
-}
-
 // === impl Failure ===
 
 impl Failure {
     fn new(reason: impl Into<String>) -> Self {
         Self { reason: Some(reason.into()), service: None, workload: None }
     }
-}
-
-/// The hops to try, in random order: each is as likely to come first.
-fn draw(mut hops: Vec<Hop>) -> Vec<Hop> {
-    let tried = hops.len().min(MAX_ATTEMPTS);
-    for position in 0..tried {
-        let left = (hops.len() - position) as u64;
-        // Truncation can't happen: the remainder is below the length of a vector.
-        let offset = usize::try_from(random() % left).unwrap_or_default();
-        hops.swap(position, position + offset);
-    }
-    hops.truncate(tried);
-    hops
-}
-
-/// A random number for spreading load and naming traces. Not for secrets.
-fn random() -> u64 {
-    RandomState::new().build_hasher().finish()
 }

@@ -32,10 +32,11 @@ pub(crate) async fn serve(pod: &Arc<PodProxy>, mut client: TcpStream, peer: Sock
         refuse(pod, &caller, destination, timing, "the node proxy is at its limit of connections");
         return socket::reset_on_close(&client);
     };
-    // Best effort: an option that can't be set costs speed, not safety.
-    let _ = socket::tune(&client);
+    pod.tune(&client);
     match admit(pod, caller, destination, timing).await {
-        Ok(mut admitted) => join(&admitted.ticket, &mut client, &mut admitted.application).await,
+        Ok(mut admitted) => {
+            join(&admitted.ticket, pod.shared.config.idle, &mut client, &mut admitted.application).await
+        }
         Err(_) => socket::reset_on_close(&client),
     }
 }

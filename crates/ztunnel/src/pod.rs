@@ -3,14 +3,17 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::Arc,
+    os::fd::{AsFd, BorrowedFd},
+    pin::pin,
+    sync::{Arc, OnceLock},
+    time::Duration,
 };
 
 use ambit_hbone::{
-    Pool,
+    Network, Pool,
     socket::{self, ListenOptions},
 };
-use ambit_mesh::view::Workload;
+use ambit_mesh::{View, view::Workload};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -19,9 +22,10 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    Pod, Shared, dns, inbound,
-    limits::{ACCEPT_PAUSE, LISTEN_BACKLOG, STOP_WAIT, WORKLOAD_WAIT},
-    outbound, plaintext,
+    InPod, Pod, Shared, dns, inbound,
+    limits::{ACCEPT_PAUSE, HANDOVER, LISTEN_BACKLOG, STOP_WAIT, WORKLOAD_WAIT},
+    network::{Marked, Shareable},
+    outbound, plaintext, socks,
     tracking::Tracked,
 };
 
@@ -29,6 +33,8 @@ use crate::{
 pub(crate) struct PodProxy {
     pub(crate) pod: Pod,
     pub(crate) shared: Arc<Shared>,
+    /// Makes sockets, marked if need be, for what isn't the mesh's.
+    pub(crate) egress: Arc<dyn Network>,
     /// Tunnels from this pod; nobody else's connections share them.
     pub(crate) pool: Arc<Pool>,
     pub(crate) tracked: Arc<Tracked>,
@@ -38,12 +44,17 @@ pub(crate) struct PodProxy {
     tasks: TaskTracker,
     connections: Arc<Semaphore>,
     dns_queries: Arc<Semaphore>,
+    /// Its uid in the mesh's view, once it was found there under another one than usual.
+    known_as: OnceLock<Arc<str>>,
     /// Where its DNS is, for tests that let the kernel choose the port.
     #[cfg(test)]
     pub(crate) dns: SocketAddr,
     /// Where its outbound listener is, likewise.
     #[cfg(test)]
     pub(crate) outbound: SocketAddr,
+    /// Where SOCKS5 is, likewise.
+    #[cfg(test)]
+    pub(crate) socks: Option<SocketAddr>,
 }
 
 /// A place below the limits, given back on drop.
@@ -53,10 +64,16 @@ pub(crate) struct Slot {
     _all: OwnedSemaphorePermit,
 }
 
+/// Stands for a listener that isn't there.
+#[cfg(test)]
+const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+
 /// The listeners of a pod, all bound.
 struct Listeners {
-    outbound: TcpListener,
-    dns: dns::Listeners,
+    /// Unless only names are answered.
+    outbound: Option<TcpListener>,
+    socks: Option<TcpListener>,
+    dns: Option<dns::Listeners>,
     /// Plaintext and HBONE; only for a pod in the mesh.
     inbound: Option<(TcpListener, TcpListener)>,
 }
@@ -68,7 +85,12 @@ impl PodProxy {
     pub(crate) fn start(pod: Pod, shared: Arc<Shared>) -> io::Result<Arc<Self>> {
         let listeners = Listeners::bind(&pod, &shared)?;
         let limits = shared.config.limits;
+        let egress: Arc<dyn Network> = match &pod.in_pod {
+            Some(_) => Arc::new(Marked { network: Arc::clone(&pod.network), mark: shared.config.mark }),
+            None => Arc::clone(&shared.host),
+        };
         let proxy = Arc::new(Self {
+            egress,
             pool: Pool::new(Arc::clone(&shared.certificates), shared.config.transport.clone()),
             tracked: Arc::default(),
             closing: CancellationToken::new(),
@@ -76,16 +98,26 @@ impl PodProxy {
             tasks: TaskTracker::new(),
             connections: Arc::new(Semaphore::new(limits.connections_per_pod)),
             dns_queries: Arc::new(Semaphore::new(limits.dns_queries_per_pod)),
+            known_as: OnceLock::new(),
             #[cfg(test)]
-            dns: listeners.dns.address()?,
+            dns: listeners.dns.as_ref().map_or(Ok(NOWHERE), dns::Listeners::address)?,
             #[cfg(test)]
-            outbound: listeners.outbound.local_addr()?,
+            outbound: listeners.outbound.as_ref().map_or(Ok(NOWHERE), TcpListener::local_addr)?,
+            #[cfg(test)]
+            socks: listeners.socks.as_ref().map(TcpListener::local_addr).transpose()?,
             pod,
             shared,
         });
-        let Listeners { outbound, dns, inbound } = listeners;
-        dns.serve(&proxy);
-        proxy.serve(outbound, outbound::accepted);
+        let Listeners { outbound, socks, dns, inbound } = listeners;
+        if let Some(dns) = dns {
+            dns.serve(&proxy);
+        }
+        if let Some(outbound) = outbound {
+            proxy.serve(outbound, outbound::accepted);
+        }
+        if let Some(socks) = socks {
+            proxy.serve(socks, socks::accepted);
+        }
         if let Some((plaintext, hbone)) = inbound {
             proxy.serve(plaintext, plaintext::accepted);
             proxy.serve(hbone, inbound::accepted);
@@ -131,13 +163,13 @@ impl PodProxy {
     /// This pod as the control plane describes it. A pod that was just added may have to wait for that.
     pub(crate) async fn workload(&self) -> Option<Arc<Workload>> {
         let store = &self.shared.store;
-        if let Some(workload) = store.load().workload(&self.pod.uid) {
+        if let Some(workload) = self.current(&store.load()) {
             return Some(Arc::clone(workload));
         }
         let mut changes = store.changes();
         let known = async {
             loop {
-                if let Some(workload) = store.load().workload(&self.pod.uid) {
+                if let Some(workload) = self.current(&store.load()) {
                     return Some(Arc::clone(workload));
                 }
                 changes.changed().await.ok()?;
@@ -146,17 +178,56 @@ impl PodProxy {
         timeout(WORKLOAD_WAIT, known).await.ok().flatten()
     }
 
-    /// True if this address is the pod's own, as seen from inside.
-    pub(crate) fn is_own(&self, ip: IpAddr) -> bool {
-        let ip = ip.to_canonical();
-        ip == self.pod.ip.to_canonical() || ip.is_loopback()
+    /// This pod in that view.
+    pub(crate) fn current<'v>(&self, view: &'v View) -> Option<&'v Arc<Workload>> {
+        match &self.pod.in_pod {
+            Some(in_pod) => self.find(in_pod, view),
+            None => view.workload(&self.pod.uid),
+        }
     }
 
-    /// Stops accepting; open connections go on.
+    /// The workload that a node agent means: names, service account and node have to be the same. Where the control plane
+    /// names pods as Kubernetes does, this is one look-up.
+    fn find<'v>(&self, in_pod: &InPod, view: &'v View) -> Option<&'v Arc<Workload>> {
+        let is_ours = |workload: &&Arc<Workload>| {
+            *workload.name == *in_pod.name
+                && *workload.namespace == *self.pod.namespace
+                && workload.identity.service_account() == in_pod.service_account
+                && in_pod.node.as_ref().is_none_or(|node| *workload.node == **node)
+        };
+        let usual = format!("{}//Pod/{}/{}", in_pod.cluster, self.pod.namespace, in_pod.name);
+        let known = self.known_as.get().map_or(usual.as_str(), |uid| uid);
+        if let Some(workload) = view.workload(known).filter(is_ours) {
+            return Some(workload);
+        }
+        let workload = view.workloads().find(is_ours)?;
+        // If it is set already, another one is found by searching each time: rare, and right.
+        let _ = self.known_as.set(Arc::clone(&workload.uid));
+        Some(workload)
+    }
+
+    /// True if this address is the pod's own, as seen from inside.
+    pub(crate) fn is_own(&self, ip: IpAddr) -> bool {
+        self.is_address(ip) || ip.to_canonical().is_loopback()
+    }
+
+    /// True if this is one of the pod's addresses.
+    pub(crate) fn is_address(&self, ip: IpAddr) -> bool {
+        let ip = ip.to_canonical();
+        let same = |own: &IpAddr| own.to_canonical() == ip;
+        same(&self.pod.ip) || self.pod.in_pod.as_ref().is_some_and(|in_pod| in_pod.addresses.iter().any(same))
+    }
+
+    /// Where a captured connection of the pod itself came from. One to the loopback says nothing.
+    pub(crate) fn origin(&self, peer: SocketAddr) -> SocketAddr {
+        let ip = if peer.ip().to_canonical().is_loopback() { self.pod.ip } else { peer.ip() };
+        SocketAddr::new(ip, peer.port())
+    }
+
+    /// Stops accepting; open connections go on. [`Self::drained`] has to follow.
     pub(crate) fn close(&self) {
         self.closing.cancel();
         self.tasks.close();
-        self.pool.drain();
     }
 
     /// Ends every connection now.
@@ -169,11 +240,34 @@ impl PodProxy {
 
     /// Waits for the connections to end, and ends those that are left at the deadline.
     pub(crate) async fn drained(&self, deadline: Instant) {
-        let ended = timeout_at(deadline, self.tasks.wait()).await.is_ok();
+        // Connections that were on their way here need tunnels for as long as they may still come in.
+        let handed_over = timeout_at((Instant::now() + self.handover()).min(deadline), self.tasks.wait()).await.is_ok();
+        self.pool.drain();
+        let ended = handed_over || timeout_at(deadline, self.tasks.wait()).await.is_ok();
         self.stop();
         if !ended && timeout(STOP_WAIT, self.tasks.wait()).await.is_err() {
             tracing::warn!(pod = %self.pod.uid, "connections did not end in time");
         }
+    }
+
+    /// Sets what [`Config::stream`](crate::Config::stream) says. Best effort: an option that can't be set costs time, not
+    /// safety.
+    pub(crate) fn tune(&self, stream: &TcpStream) {
+        if let Err(error) = socket::tune_with(stream, &self.shared.config.stream) {
+            tracing::debug!(%error, "a connection's options can't be set");
+        }
+    }
+
+    /// How long listeners that close still accept.
+    fn handover(&self) -> Duration {
+        if self.shared.config.reuse_port { HANDOVER } else { Duration::ZERO }
+    }
+
+    /// Completes when the listener may close: the proxy drains, and whoever was on the way to it has come in.
+    pub(crate) async fn handed_over(&self, listener: BorrowedFd<'_>) {
+        self.closing.cancelled().await;
+        self.pod.network.hand_over(listener);
+        sleep(self.handover()).await;
     }
 
     /// Serves a listener: each connection in a task of its own. The handler takes care of the limits.
@@ -184,9 +278,10 @@ impl PodProxy {
     {
         let proxy = Arc::clone(self);
         self.spawn(async move {
+            let mut closed = pin!(proxy.handed_over(listener.as_fd()));
             loop {
                 let accepted = tokio::select! {
-                    () = proxy.closing.cancelled() => return,
+                    () = &mut closed => return,
                     accepted = listener.accept() => accepted,
                 };
                 match accepted {
@@ -234,6 +329,9 @@ fn slot(pod: &Arc<Semaphore>, all: &Arc<Semaphore>) -> Option<Slot> {
 impl Listeners {
     /// Outbound and DNS are bound to loopback: that is where the kernel redirects what the pod itself sends, and from
     /// outside nobody can use them. Inbound is bound to the pod's address, where the kernel redirects what arrives.
+    ///
+    /// A node agent's pods have them on all addresses (DNS apart), as agents and their rules expect. What comes from
+    /// outside to the outbound port without having been redirected asks for one of the proxy's own ports, and is refused.
     fn bind(pod: &Pod, shared: &Shared) -> io::Result<Self> {
         let config = &shared.config;
         let ports = config.ports;
@@ -241,22 +339,40 @@ impl Listeners {
             IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
             IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
         };
+        let (outside, inside) = match &pod.in_pod {
+            Some(in_pod) => {
+                let any = socket::wildcard(in_pod.ipv6, 0).ip();
+                (any, any)
+            }
+            None => (pod.ip, loopback),
+        };
+        let shareable = Shareable(Arc::clone(&pod.network));
+        let network: &dyn Network = if config.reuse_port { &shareable } else { &*pod.network };
         let listen = |ip: IpAddr, port: u16, transparent: bool| {
             let address = SocketAddr::new(ip, port);
-            let options = ListenOptions { transparent, mark: config.mark, reuse_port: false, backlog: LISTEN_BACKLOG };
-            socket::listen(&*pod.network, address, &options).map_err(|error| named(error, &pod.uid, address))
+            let options =
+                ListenOptions { transparent, mark: config.mark, backlog: LISTEN_BACKLOG, ..ListenOptions::default() };
+            socket::listen(network, address, &options).map_err(|error| named(error, &pod.uid, address))
         };
-        let outbound = listen(loopback, ports.outbound, false)?;
-        let dns = dns::Listeners::bind(&*pod.network, ports.dns, config.mark)
-            .map_err(|error| named(error, &pod.uid, SocketAddr::new(loopback, ports.dns)))?;
+        let ipv6 = pod.in_pod.as_ref().map_or(pod.ip.is_ipv6(), |in_pod| in_pod.ipv6);
+        let bind_dns = || {
+            dns::Listeners::bind(network, ports.dns, config.mark, ipv6)
+                .map_err(|error| named(error, &pod.uid, SocketAddr::new(loopback, ports.dns)))
+        };
+        let dns = config.answer_dns.then(bind_dns).transpose()?;
+        if !config.carry_connections {
+            return Ok(Self { outbound: None, socks: None, dns, inbound: None });
+        }
+        let outbound = Some(listen(inside, ports.outbound, pod.in_pod.is_some() && config.preserve_source)?);
+        let socks = config.socks5.map(|port| listen(IpAddr::V4(Ipv4Addr::LOCALHOST), port, false)).transpose()?;
         let inbound = match pod.captured {
             true => Some((
-                listen(pod.ip, ports.plaintext, config.preserve_source)?,
-                listen(pod.ip, ports.hbone, config.preserve_source)?,
+                listen(outside, ports.plaintext, config.preserve_source)?,
+                listen(outside, ports.hbone, config.preserve_source)?,
             )),
             false => None,
         };
-        Ok(Self { outbound, dns, inbound })
+        Ok(Self { outbound, socks, dns, inbound })
     }
 }
 

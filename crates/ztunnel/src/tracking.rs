@@ -96,11 +96,6 @@ impl Ticket {
         self.entry.cancel.cancelled().await;
     }
 
-    /// The connection.
-    pub(crate) fn entry(&self) -> &Entry {
-        &self.entry
-    }
-
     /// See [`Entry::end`].
     pub(crate) fn end(&self) -> bool {
         self.entry.end()

@@ -39,8 +39,17 @@ pub(crate) struct Unknown {
 /// Gives a document its type. `apiVersion`, `kind` and `status` at its root are accepted and left out when the type
 /// has no such field (`status` always: it is what a cluster said, not what the user wants).
 pub(crate) fn deserialize<T: DeserializeOwned>(root: &Node) -> Typed<T> {
+    typed(root, true)
+}
+
+/// [`deserialize`] for what isn't a manifest: its root has no fields that are left out.
+pub(crate) fn deserialize_strictly<T: DeserializeOwned>(root: &Node) -> Typed<T> {
+    typed(root, false)
+}
+
+fn typed<T: DeserializeOwned>(root: &Node, manifest: bool) -> Typed<T> {
     let unknown = RefCell::new(Vec::new());
-    let at = At { node: root, path: &Path::Root, unknown: &unknown };
+    let at = At { node: root, path: &Path::Root, manifest, unknown: &unknown };
     let object = T::deserialize(at).map_err(|error| error.into_failure(&Path::Root));
     Typed { object, unknown: unknown.into_inner() }
 }
@@ -50,6 +59,7 @@ pub(crate) fn deserialize<T: DeserializeOwned>(root: &Node) -> Typed<T> {
 struct At<'de, 'p> {
     node: &'de Node,
     path: &'p Path<'p>,
+    manifest: bool,
     unknown: &'p RefCell<Vec<Unknown>>,
 }
 
@@ -187,7 +197,7 @@ impl<'de> MapAccess<'de> for Fields<'de, '_> {
     type Error = Error;
 
     fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Error> {
-        let root = matches!(self.at.path, Path::Root);
+        let root = self.at.manifest && matches!(self.at.path, Path::Root);
         for entry in self.entries.by_ref() {
             let key = entry.key.as_str();
             if root && key == "status" {
@@ -215,8 +225,7 @@ impl<'de> MapAccess<'de> for Fields<'de, '_> {
             return Err(de::Error::custom("a value was asked for before its key"));
         };
         let path = Path::Key(self.at.path, &entry.key);
-        seed.deserialize(At { node: &entry.value, path: &path, unknown: self.at.unknown })
-            .map_err(|error| error.located(&path))
+        seed.deserialize(At { node: &entry.value, path: &path, ..self.at }).map_err(|error| error.located(&path))
     }
 }
 
@@ -228,9 +237,7 @@ impl<'de> SeqAccess<'de> for Items<'de, '_> {
     fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Error> {
         let Some((index, node)) = self.items.next() else { return Ok(None) };
         let path = Path::Index(self.at.path, index);
-        seed.deserialize(At { node, path: &path, unknown: self.at.unknown })
-            .map(Some)
-            .map_err(|error| error.located(&path))
+        seed.deserialize(At { node, path: &path, ..self.at }).map(Some).map_err(|error| error.located(&path))
     }
 }
 

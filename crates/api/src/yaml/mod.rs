@@ -7,7 +7,7 @@ mod parse;
 mod parts;
 mod scalar;
 
-pub(crate) use deserialize::{Failure, Typed, Unknown, deserialize};
+pub(crate) use deserialize::{Failure, Typed, Unknown, deserialize, deserialize_strictly};
 pub(crate) use node::{Entry, Node, Value};
-pub(crate) use parse::{Part, parse, parse_part};
+pub(crate) use parse::{Dialect, Part, parse, parse_dialect, parse_part};
 pub(crate) use parts::parts;

@@ -24,16 +24,32 @@ pub(crate) struct Problem {
     pub(crate) help: String,
 }
 
+/// What a text may hold.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Dialect {
+    /// `!Name value` is read as `Name: value`; otherwise tags are refused.
+    pub(crate) tags: bool,
+    /// Most values, expanded aliases counted.
+    pub(crate) max_nodes: usize,
+}
+
+const MANIFEST: Dialect = Dialect { tags: false, max_nodes: MAX_NODES };
+
 /// Keys of a mapping that are compared one by one; a set is made for more.
 const MAX_COMPARED_KEYS: usize = 16;
 
-/// Reads all documents of a text without a byte order mark. After a problem that ends the parse, the documents
+/// Reads all documents of a manifest without a byte order mark. After a problem that ends the parse, the documents
 /// before it are still returned.
 pub(crate) fn parse(text: &str) -> (Vec<Node>, Vec<Problem>) {
+    parse_dialect(text, MANIFEST)
+}
+
+/// [`parse`], for what isn't a manifest.
+pub(crate) fn parse_dialect(text: &str, dialect: Dialect) -> (Vec<Node>, Vec<Problem>) {
     if let Some((at, found)) = forbidden(text) {
         return (Vec::new(), vec![forbidden_character(at, found)]);
     }
-    let builder = build(Builder::new(text, 0), text);
+    let builder = build(Builder::new(text, 0, dialect), text);
     (builder.documents, builder.problems)
 }
 
@@ -50,7 +66,7 @@ pub(crate) fn parse_part(text: &str, range: Range<usize>) -> Option<Part> {
     if forbidden(part).is_some() {
         return None;
     }
-    let builder = build(Builder::new(part, range.start), part);
+    let builder = build(Builder::new(part, range.start, MANIFEST), part);
     // The text of a root may go on after `---`, as the parser reads it.
     let is_closed = |root: &Node| matches!(root.value, Value::Mapping(_) | Value::Sequence(_) | Value::Null);
     let is_clear = builder.problems.is_empty() && builder.documents.iter().all(is_closed);
@@ -92,6 +108,7 @@ fn forbidden_character(at: usize, found: char) -> Problem {
 
 struct Builder<'t> {
     text: &'t str,
+    dialect: Dialect,
     /// Where the text begins in its file.
     base: usize,
     /// Byte offset of each character; empty for ASCII, where they are the same.
@@ -106,6 +123,8 @@ struct Builder<'t> {
 /// A mapping or sequence that isn't closed yet.
 struct Frame {
     span: Range<usize>,
+    /// The name in its tag, where tags are read.
+    variant: Option<String>,
     anchor: usize,
     height: usize,
     size: usize,
@@ -132,7 +151,7 @@ struct Built {
 // === impl Builder ===
 
 impl<'t> Builder<'t> {
-    fn new(text: &'t str, base: usize) -> Self {
+    fn new(text: &'t str, base: usize, dialect: Dialect) -> Self {
         let offsets = if text.is_ascii() {
             Vec::new()
         } else {
@@ -140,6 +159,7 @@ impl<'t> Builder<'t> {
         };
         Self {
             text,
+            dialect,
             base,
             offsets,
             stack: Vec::new(),
@@ -181,9 +201,11 @@ impl<'t> Builder<'t> {
             }
             Event::Scalar(text, style, anchor, tag) => {
                 self.count(1, &bytes)?;
+                let variant = self.variant(tag.as_deref());
+                let tag = tag.filter(|_| variant.is_none());
                 let (value, written) = value(text, style, tag.as_deref(), &bytes)?;
-                let node = Node { span: bytes, value };
-                self.finish(Built { node, height: 1, size: 1 }, anchor, written.as_deref())
+                let built = Built { node: Node { span: bytes, value }, height: 1, size: 1 };
+                self.finish(built.tagged(variant), anchor, written.as_deref())
             }
             Event::SequenceStart(anchor, tag) => self.open(bytes, anchor, tag.as_deref(), Content::sequence()),
             Event::MappingStart(anchor, tag) => self.open(bytes, anchor, tag.as_deref(), Content::mapping()),
@@ -195,6 +217,8 @@ impl<'t> Builder<'t> {
 
     fn open(&mut self, span: Range<usize>, anchor: usize, tag: Option<&Tag>, content: Content) -> Result<(), Problem> {
         self.count(1, &span)?;
+        let variant = self.variant(tag);
+        let tag = tag.filter(|_| variant.is_none());
         if let Some(tag) = tag.filter(|tag| !(tag.is_yaml_core_schema() && matches!(&*tag.suffix, "map" | "seq"))) {
             return Err(unsupported(format!("the tag `{}`", quoted(&tag.to_string())), span));
         }
@@ -204,8 +228,13 @@ impl<'t> Builder<'t> {
         if self.stack.len() >= MAX_NESTING {
             return Err(too_deep(span));
         }
-        self.stack.push(Frame { span, anchor, height: 0, size: 1, content });
+        self.stack.push(Frame { span, variant, anchor, height: 0, size: 1, content });
         Ok(())
+    }
+
+    /// The name in a tag of the file's own, where such are read.
+    fn variant(&self, tag: Option<&Tag>) -> Option<String> {
+        tag.filter(|tag| self.dialect.tags && tag.handle == "!").map(|tag| tag.suffix.clone())
     }
 
     fn close(&mut self) -> Result<(), Problem> {
@@ -215,7 +244,8 @@ impl<'t> Builder<'t> {
             Content::Mapping { entries, .. } => Value::Mapping(entries),
         };
         let node = Node { span: frame.span, value };
-        self.finish(Built { node, height: frame.height + 1, size: frame.size }, frame.anchor, None)
+        let built = Built { node, height: frame.height + 1, size: frame.size };
+        self.finish(built.tagged(frame.variant), frame.anchor, None)
     }
 
     fn alias(&mut self, anchor: usize, span: &Range<usize>) -> Result<(), Problem> {
@@ -294,13 +324,14 @@ impl<'t> Builder<'t> {
 
     fn count(&mut self, nodes: usize, span: &Range<usize>) -> Result<(), Problem> {
         self.nodes = self.nodes.saturating_add(nodes);
-        if self.nodes <= MAX_NODES {
+        let max_nodes = self.dialect.max_nodes;
+        if self.nodes <= max_nodes {
             return Ok(());
         }
         Err(Problem {
             code: codes::TOO_LARGE,
             span: span.clone(),
-            message: format!("more than {MAX_NODES} values in one file, with aliases expanded"),
+            message: format!("more than {max_nodes} values in one file, with aliases expanded"),
             help: "split the file, or write out what the aliases repeat".to_owned(),
         })
     }
@@ -318,6 +349,19 @@ impl<'t> Builder<'t> {
             return character.min(self.text.len());
         }
         self.offsets.get(character).map_or(self.text.len(), |at| *at as usize)
+    }
+}
+
+// === impl Built ===
+
+impl Built {
+    /// `!Name value` as `Name: value`.
+    fn tagged(self, variant: Option<String>) -> Self {
+        let Some(key) = variant else { return self };
+        let Self { node, height, size } = self;
+        let span = node.span.clone();
+        let value = Value::Mapping(vec![Entry { key, key_span: span.clone(), value: node }]);
+        Self { node: Node { span, value }, height: height + 1, size: size + 1 }
     }
 }
 

@@ -40,7 +40,7 @@ fn begins_document(line: &[u8]) -> bool {
 
 /// Whether a line starts as a directive does. A line may end in a carriage return alone.
 fn has_directive(text: &str) -> bool {
-    text.match_indices('%').any(|(at, _)| matches!(text[..at].as_bytes().last(), None | Some(b'\n' | b'\r')))
+    text.match_indices('%').any(|(at, _)| matches!(text.as_bytes()[..at].last(), None | Some(b'\n' | b'\r')))
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! A server on loopback whose answer to a CONNECT depends on its authority, and a client for it.
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub mod raw;
+
 use std::{
     net::{Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex, PoisonError},
@@ -94,6 +96,8 @@ async fn answer(request: ConnectRequest, authority: String, peer: SpiffeId) {
     }
     match authority.as_str() {
         "denied:1" => return request.refuse(StatusCode::UNAUTHORIZED),
+        "away:1" => return request.refuse(StatusCode::SERVICE_UNAVAILABLE),
+        "bad:1" => return request.refuse(StatusCode::BAD_REQUEST),
         "silent:1" => std::future::pending().await,
         "gone:1" => return drop(request),
         _ => {}

@@ -9,7 +9,10 @@ use ambit_api::AuthorizationPolicy;
 use ambit_policy::{Compiled, Options, PathNormalization, PolicyName};
 use ambit_xds::{security::Scope, waypoint::BoundService};
 
-use super::decode::{self, WorkloadFacts};
+use super::{
+    decode::{self, WorkloadFacts},
+    listing::PolicyRecord,
+};
 use crate::enforcement::{Enforced, Refusal, enforce};
 
 /// The L4 policies by `namespace/name`.
@@ -65,6 +68,11 @@ impl Touched {
         }
     }
 
+    /// True if nothing is touched.
+    pub(super) fn is_empty(&self) -> bool {
+        !self.everything && self.namespaces.is_empty() && self.names.is_empty()
+    }
+
     /// True if the policies of every workload may have changed.
     pub(super) fn everything(&self) -> bool {
         self.everything
@@ -73,7 +81,7 @@ impl Touched {
     /// True if the policies of this workload may have changed.
     pub(super) fn includes(&self, workload: &WorkloadFacts) -> bool {
         self.everything
-            || self.namespaces.contains(&workload.namespace)
+            || self.namespaces.contains(&workload.workload.namespace)
             || (!self.names.is_empty() && workload.policies.iter().any(|name| self.names.contains(name)))
     }
 }
@@ -91,6 +99,19 @@ impl Policies {
             cache: HashMap::new(),
             revision: 0,
         }
+    }
+
+    /// Every policy by `namespace/name`, for whoever lists them.
+    pub(super) fn list(&self) -> impl Iterator<Item = PolicyRecord> {
+        self.entries.iter().map(|(name, entry)| PolicyRecord {
+            name: Arc::clone(name),
+            scope: match entry.scope {
+                Reach::Everything => Scope::Global,
+                Reach::Namespace(_) => Scope::Namespace,
+                Reach::OnlyNamed => Scope::WorkloadSelector,
+            },
+            policy: entry.policy.clone(),
+        })
     }
 
     /// What policies mean from now on.
@@ -160,7 +181,7 @@ impl Policies {
     /// The compiled policies of a workload: those of the mesh, of its namespace, and those it names.
     pub(super) fn of_workload(&mut self, workload: &WorkloadFacts) -> Arc<Compiled> {
         let mut names = self.global.clone();
-        names.extend(self.by_namespace.get(&workload.namespace).into_iter().flatten().cloned());
+        names.extend(self.by_namespace.get(&workload.workload.namespace).into_iter().flatten().cloned());
         names.extend(workload.policies.iter().cloned());
         let revision = |name: &Arc<str>| self.entries.get(name).map(|entry| entry.revision);
         let key: SetKey = names.into_iter().map(|name| (Arc::clone(&name), revision(&name))).collect();

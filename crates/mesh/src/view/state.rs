@@ -1,8 +1,7 @@
 //! What the proxy was told, and the view built from it.
 
 use std::{
-    collections::{BTreeMap, HashMap},
-    net::IpAddr,
+    collections::{BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -14,8 +13,9 @@ use ambit_xds::{
 use prost::Message;
 
 use super::{
-    Service, ServiceKey, View, WaypointBundle, WaypointRef, Workload,
-    decode::{self, Address, WorkloadFacts},
+    Gateway, GatewayRef, Service, ServiceKey, View, WaypointBundle, Workload,
+    decode::{self, Address, Names, WorkloadFacts},
+    endpoints::Slots,
     policies::{Policies, Touched},
 };
 
@@ -27,25 +27,37 @@ const REJECTED: &str = "configuration-rejected.invalid";
 /// Resource name and reason.
 type Rejected = Vec<(String, String)>;
 
-/// Everything received, by resource name.
+/// Everything received, by resource name, and the view of it.
 #[derive(Debug)]
 pub(super) struct State {
     /// What policies mean while no one says otherwise.
     defaults: Options,
     policies: Policies,
-    workloads: BTreeMap<Arc<str>, Entry>,
-    services: BTreeMap<Arc<str>, Arc<Service>>,
-    bundles: BTreeMap<Arc<str>, BundleEntry>,
-    owners: HashMap<IpAddr, Arc<str>>,
+    names: Names,
+    workloads: HashMap<Arc<str>, Entry>,
+    bundles: HashMap<Arc<str>, BundleEntry>,
+    slots: HashMap<ServiceKey, Slots>,
+    /// As it is handed out after the next [`State::apply`].
+    view: View,
+    changed: Changed,
+}
+
+/// What the view doesn't show yet.
+#[derive(Debug, Default)]
+struct Changed {
+    workloads: BTreeSet<Arc<str>>,
+    bundles: bool,
+    /// Services whose endpoints are to be ranked anew.
+    services: BTreeSet<ServiceKey>,
+    /// Endpoints by service and uid; nothing for one that is none any more.
+    endpoints: HashMap<ServiceKey, HashMap<Arc<str>, Option<Arc<Workload>>>>,
 }
 
 #[derive(Debug)]
 struct Entry {
     facts: WorkloadFacts,
-    /// Why its last update couldn't be read; it then gets no connections.
-    rejected: Option<String>,
-    /// As last published; nothing after a change.
-    built: Option<Arc<Workload>>,
+    /// Its policies haven't been looked up since it changed.
+    stale: bool,
 }
 
 #[derive(Debug)]
@@ -58,19 +70,38 @@ struct BundleEntry {
 // === impl State ===
 
 impl State {
-    pub(super) fn new(options: Options) -> Self {
+    pub(super) fn new(options: Options, network: &str) -> Self {
+        let mut names = Names::default();
+        let view = View { network: names.get(network), ..View::default() };
         Self {
             defaults: options.clone(),
             policies: Policies::new(options),
-            workloads: BTreeMap::new(),
-            services: BTreeMap::new(),
-            bundles: BTreeMap::new(),
-            owners: HashMap::new(),
+            names,
+            workloads: HashMap::new(),
+            bundles: HashMap::new(),
+            slots: HashMap::new(),
+            view,
+            changed: Changed::default(),
         }
     }
 
-    /// Takes the responses in, in order, and builds the view after all of them.
-    pub(super) fn apply(&mut self, responses: &[DeltaResponse], previous: &View) -> (View, Rejected) {
+    /// The view as it is now.
+    pub(super) fn view(&self) -> View {
+        self.view.clone()
+    }
+
+    /// The policies.
+    pub(super) fn policies(&self) -> &Policies {
+        &self.policies
+    }
+
+    /// The policies that workloads name, by uid.
+    pub(super) fn named_policies(&self) -> impl Iterator<Item = (&Arc<str>, Vec<Arc<str>>)> {
+        self.workloads.iter().map(|(uid, entry)| (uid, entry.facts.policies.iter().cloned().collect()))
+    }
+
+    /// Takes the responses in, in order, and gives the view after all of them.
+    pub(super) fn apply(&mut self, responses: &[DeltaResponse]) -> (View, Rejected) {
         let mut rejected = Rejected::new();
         let mut touched = Touched::default();
         for response in responses {
@@ -85,7 +116,8 @@ impl State {
                 }
             }
         }
-        (self.build(&touched, previous), rejected)
+        self.show(&touched);
+        (self.view(), rejected)
     }
 
     fn mesh(&mut self, response: &DeltaResponse, touched: &mut Touched, rejected: &mut Rejected) {
@@ -107,6 +139,7 @@ impl State {
                 let services = services.map(|(key, bound)| (key.clone(), self.policies.of_service(bound).0)).collect();
                 let (namespace, name) = (Arc::clone(&entry.built.namespace), Arc::clone(&entry.built.name));
                 entry.built = Arc::new(WaypointBundle { namespace, name, services });
+                self.changed.bundles = true;
             }
         }
     }
@@ -126,19 +159,20 @@ impl State {
         for name in &response.removed {
             self.remove_address(name);
         }
-        // All leave their old addresses before any takes a new one, so that two can swap within one response.
         for resource in &response.resources {
-            if let Some(entry) = self.workloads.get(resource.name.as_str()) {
-                entry.facts.addresses.iter().for_each(|ip| drop(self.owners.remove(ip)));
-            }
-        }
-        for resource in &response.resources {
-            let full = self.workloads.len() + self.services.len() >= MAX_ADDRESSES;
-            let outcome = decode::address(&resource.name, &resource.value).and_then(|address| match address {
+            let full = self.workloads.len() + self.view.services.len() >= MAX_ADDRESSES;
+            let network = Arc::clone(&self.view.network);
+            let address = decode::address(&mut self.names, &network, &resource.name, &resource.value);
+            let outcome = address.and_then(|address| match address {
                 _ if full && !self.knows(&resource.name) => Err(format!("more than {MAX_ADDRESSES} addresses")),
-                Address::Workload(facts) => self.put_workload(facts),
+                Address::Workload(facts) => {
+                    let uid = Arc::clone(&facts.workload.uid);
+                    self.changed.workloads.insert(Arc::clone(&uid));
+                    self.workloads.insert(uid, Entry { facts: *facts, stale: true });
+                    Ok(())
+                }
                 Address::Service(service) => {
-                    self.services.insert(resource.name.as_str().into(), Arc::new(service));
+                    self.put_service(&service.key.clone(), Some(Arc::new(*service)));
                     Ok(())
                 }
             });
@@ -149,53 +183,151 @@ impl State {
         }
     }
 
-    fn knows(&self, name: &str) -> bool {
-        self.workloads.contains_key(name) || self.services.contains_key(name)
+    fn knows(&mut self, name: &str) -> bool {
+        self.workloads.contains_key(name) || self.service(name).is_some()
     }
 
-    fn put_workload(&mut self, facts: WorkloadFacts) -> Result<(), String> {
-        if let Some((ip, owner)) = facts.addresses.iter().find_map(|ip| Some((ip, self.owners.get(ip)?))) {
-            return Err(format!("its address {ip} is already that of `{owner}`"));
-        }
-        for ip in &facts.addresses {
-            self.owners.insert(*ip, Arc::clone(&facts.uid));
-        }
-        self.workloads.insert(Arc::clone(&facts.uid), Entry { facts, rejected: None, built: None });
-        Ok(())
+    /// The service with this resource name.
+    fn service(&mut self, name: &str) -> Option<Arc<Service>> {
+        let key = decode::service_key(&mut self.names, name).ok()?;
+        self.view.services.get(&key).cloned()
     }
 
     fn remove_address(&mut self, name: &str) {
-        self.services.remove(name);
-        if let Some(entry) = self.workloads.remove(name) {
-            entry.facts.addresses.iter().for_each(|ip| drop(self.owners.remove(ip)));
+        if let Some(service) = self.service(name) {
+            self.put_service(&service.key, None);
+        }
+        if let Some((uid, _)) = self.workloads.remove_entry(name) {
+            self.put_workload(&uid, None);
+            self.changed.workloads.remove(&uid);
         }
     }
 
     /// What is known under this name can't be trusted any more; it stays known, so that nothing takes its address for
     /// one outside the mesh, but nothing reaches it.
     fn close_address(&mut self, name: &str, reason: &str) {
-        if let Some(service) = self.services.get_mut(name) {
+        if let Some(service) = self.service(name) {
             let nowhere = ServiceKey { namespace: Arc::clone(&service.key.namespace), hostname: REJECTED.into() };
-            *service = Arc::new(Service {
-                key: service.key.clone(),
-                name: Arc::clone(&service.name),
-                vips: service.vips.clone(),
-                ports: service.ports.clone(),
-                waypoint: Some(WaypointRef { service: nowhere, hbone_port: 15008 }),
-            });
+            let reason = format!("the configuration of service `{name}` was rejected: {reason}");
+            let closed = Service {
+                waypoint: Some(GatewayRef { destination: Gateway::Service(nowhere), hbone_port: 15008 }),
+                weighted_waypoints: Vec::new(),
+                rejected: Some(reason.into()),
+                ..(*service).clone()
+            };
+            self.put_service(&service.key, Some(Arc::new(closed)));
         }
         if let Some(entry) = self.workloads.get_mut(name) {
-            // Its address may have gone to another in the same response.
-            entry.facts.addresses.retain(|ip| !self.owners.contains_key(ip));
-            for ip in &entry.facts.addresses {
-                self.owners.insert(*ip, Arc::clone(&entry.facts.uid));
+            let reason = format!("the configuration of workload `{name}` was rejected: {reason}");
+            let workload = Arc::make_mut(&mut entry.facts.workload);
+            workload.healthy = false;
+            workload.rejected = Some(reason.into());
+            entry.stale = true;
+            self.changed.workloads.insert(Arc::clone(&workload.uid));
+        }
+    }
+
+    fn put_service(&mut self, key: &ServiceKey, now: Option<Arc<Service>>) {
+        let view = &mut self.view;
+        let before = match &now {
+            Some(service) => view.services.insert(key.clone(), Arc::clone(service)),
+            None => view.services.remove(key),
+        };
+        view.addresses.put_service(&view.network, before.as_deref(), now.as_ref());
+        let ranked = |service: &Service| (service.ports.clone(), service.balancing.clone(), service.families);
+        if before.as_deref().map(ranked) != now.as_deref().map(ranked) {
+            self.changed.services.insert(key.clone());
+        }
+        let list = view.services_by_hostname.entry(Arc::clone(&key.hostname), Vec::new);
+        list.retain(|service| service.key != *key);
+        list.extend(now);
+        list.sort_by(|one, other| one.key.cmp(&other.key));
+        if list.is_empty() {
+            view.services_by_hostname.remove(&key.hostname);
+        }
+    }
+
+    /// Shows a workload as it is now.
+    fn put_workload(&mut self, uid: &Arc<str>, now: Option<Arc<Workload>>) {
+        let view = &mut self.view;
+        let before = match &now {
+            Some(workload) => view.workloads.insert(Arc::clone(uid), Arc::clone(workload)),
+            None => view.workloads.remove(uid),
+        };
+        view.addresses.put_workload(before.as_deref(), now.as_ref());
+        let hostname = |workload: &Option<Arc<Workload>>| workload.as_ref().and_then(|w| w.hostname.clone());
+        for hostname in hostname(&before).into_iter().chain(hostname(&now)) {
+            let list = view.workloads_by_hostname.entry(Arc::clone(&hostname), Vec::new);
+            list.retain(|workload| workload.uid != *uid);
+            list.extend(now.iter().filter(|now| now.hostname.as_ref() == Some(&hostname)).cloned());
+            if list.is_empty() {
+                view.workloads_by_hostname.remove(&hostname);
             }
-            entry.rejected = Some(format!("the configuration of workload `{name}` was rejected: {reason}"));
-            entry.built = None;
+        }
+        let left = before.iter().flat_map(|workload| workload.services.keys());
+        for key in left {
+            self.changed.endpoints.entry(key.clone()).or_default().insert(Arc::clone(uid), None);
+        }
+        let joined = now.iter().flat_map(|workload| workload.services.keys());
+        for key in joined {
+            self.changed.endpoints.entry(key.clone()).or_default().insert(Arc::clone(uid), now.clone());
+        }
+    }
+
+    /// Makes the view show what has changed.
+    fn show(&mut self, touched: &Touched) {
+        let mut stale = std::mem::take(&mut self.changed.workloads);
+        if !touched.is_empty() {
+            let entries = self.workloads.values().filter(|entry| touched.includes(&entry.facts));
+            stale.extend(entries.map(|entry| Arc::clone(&entry.facts.workload.uid)));
+        }
+        for uid in stale {
+            let Some(entry) = self.workloads.get_mut(&uid) else { continue };
+            if entry.renew(&mut self.policies) {
+                let now = Arc::clone(&entry.facts.workload);
+                self.put_workload(&uid, Some(now));
+            }
+        }
+        self.show_endpoints();
+        if std::mem::take(&mut self.changed.bundles) {
+            let bundles = self.bundles.values().map(|entry| &entry.built);
+            let named = |bundle: &Arc<WaypointBundle>| (Arc::clone(&bundle.namespace), Arc::clone(&bundle.name));
+            self.view.waypoints = Arc::new(bundles.map(|bundle| (named(bundle), Arc::clone(bundle))).collect());
+        }
+        self.policies.forget_unused();
+        self.names.clean();
+    }
+
+    fn show_endpoints(&mut self) {
+        let view = &mut self.view;
+        let renewed = std::mem::take(&mut self.changed.services);
+        let mut left = Vec::new();
+        for (key, changes) in std::mem::take(&mut self.changed.endpoints) {
+            // A service whose ranking is made anew below needs no change of the old one.
+            let service = view.services.get(&key).filter(|_| !renewed.contains(&key));
+            let slots = self.slots.entry(key.clone()).or_default();
+            let endpoints = Arc::make_mut(view.endpoints.entry(key.clone(), Arc::default));
+            endpoints.apply(slots, changes.into_iter().collect(), service.map(|service| &**service), &view.network);
+            if slots.is_empty() {
+                self.slots.remove(&key);
+                left.push(key);
+            }
+        }
+        for key in &renewed {
+            let service = view.services.get(key);
+            let endpoints = Arc::make_mut(view.endpoints.entry(key.clone(), Arc::default));
+            endpoints.rank_all(service.map(|service| &**service), &view.network);
+        }
+        // INVARIANT: a service that is known has an entry, which says how to rank what joins it later.
+        for key in left.iter().chain(&renewed) {
+            if view.services.get(key).is_none() && !self.slots.contains_key(key) {
+                view.endpoints.remove(key);
+            }
         }
     }
 
     fn bundles(&mut self, response: &DeltaResponse, rejected: &mut Rejected) {
+        self.changed.bundles = true;
         for name in &response.removed {
             self.bundles.remove(name.as_str());
         }
@@ -251,63 +383,24 @@ impl State {
         }
         reason
     }
-
-    fn build(&mut self, touched: &Touched, previous: &View) -> View {
-        let mut view = View { workloads: HashMap::with_capacity(previous.workloads.len()), ..View::default() };
-        for (name, entry) in &mut self.workloads {
-            if entry.built.is_none() || touched.includes(&entry.facts) {
-                entry.rebuild(&mut self.policies);
-            }
-            let Some(workload) = &entry.built else { continue };
-            view.workloads.insert(Arc::clone(name), Arc::clone(workload));
-            for ip in &workload.addresses {
-                view.workloads_by_ip.insert(*ip, Arc::clone(workload));
-            }
-            for key in workload.services.keys() {
-                view.endpoints.entry(key.clone()).or_default().push(Arc::clone(workload));
-            }
-        }
-        for service in self.services.values() {
-            view.services.insert(service.key.clone(), Arc::clone(service));
-            for vip in &service.vips {
-                view.services_by_vip.entry(*vip).or_insert_with(|| Arc::clone(service));
-            }
-            view.services_by_hostname.entry(Arc::clone(&service.key.hostname)).or_default().push(Arc::clone(service));
-        }
-        for entry in self.bundles.values() {
-            let key = (Arc::clone(&entry.built.namespace), Arc::clone(&entry.built.name));
-            view.waypoints.insert(key, Arc::clone(&entry.built));
-        }
-        self.policies.forget_unused();
-        view
-    }
 }
 
 // === impl Entry ===
 
 impl Entry {
-    /// Makes the published workload; keeps the old one if its policies turn out to be the same.
-    fn rebuild(&mut self, policies: &mut Policies) {
-        let set = match &self.rejected {
+    /// Looks its policies up again. False if nothing is to be shown anew.
+    fn renew(&mut self, policies: &mut Policies) -> bool {
+        let workload = &self.facts.workload;
+        let set = match &workload.rejected {
+            Some(_) if !self.stale => return false,
             Some(reason) => Arc::new(Compiled::deny_all(reason)),
             None => policies.of_workload(&self.facts),
         };
-        if self.built.as_ref().is_some_and(|built| Arc::ptr_eq(&built.policies, &set)) {
-            return;
+        if !self.stale && Arc::ptr_eq(&workload.policies, &set) {
+            return false;
         }
-        let facts = &self.facts;
-        self.built = Some(Arc::new(Workload {
-            uid: Arc::clone(&facts.uid),
-            name: Arc::clone(&facts.name),
-            namespace: Arc::clone(&facts.namespace),
-            identity: facts.identity.clone(),
-            addresses: facts.addresses.clone(),
-            hbone: facts.hbone,
-            native_tunnel: facts.native_tunnel,
-            healthy: facts.healthy && self.rejected.is_none(),
-            services: facts.services.clone(),
-            guard: facts.guard.clone(),
-            policies: set,
-        }));
+        Arc::make_mut(&mut self.facts.workload).policies = set;
+        self.stale = false;
+        true
     }
 }

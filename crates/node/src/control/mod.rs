@@ -5,7 +5,7 @@
 //! is refused: a workload must not ask for another workload's identity.
 
 mod client;
-mod peer;
+pub(crate) mod peer;
 mod server;
 
 use std::collections::BTreeMap;

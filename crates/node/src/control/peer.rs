@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
 /// Process and user id of the other end; process 0 is one outside of this process namespace.
-pub(super) fn credentials(socket: impl AsFd) -> io::Result<(i32, u32)> {
+pub(crate) fn credentials(socket: impl AsFd) -> io::Result<(i32, u32)> {
     let mut credentials = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
     let mut length = libc::socklen_t::try_from(size_of::<libc::ucred>()).map_err(io::Error::other)?;
     // SAFETY: the two pointers are to live locals, and `length` says how long the first one is. (rustix has this call,

@@ -6,6 +6,7 @@
 mod in_pod;
 mod outside;
 mod suite;
+mod zds;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -19,10 +19,15 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 use tokio::sync::mpsc;
 
+use crate::zds::{
+    a_badly_behaved_agent_is_refused, a_pod_that_cannot_be_served_is_tried_again, pods_are_served_as_the_agent_says,
+    two_proxies_are_told_side_by_side,
+};
+
 const PATIENCE: Duration = Duration::from_secs(10);
 const MARK: u32 = ambit_node::rules::PROXY_MARK;
 
-type Outcome = Result<(), String>;
+pub(crate) type Outcome = Result<(), String>;
 
 /// What every test has.
 pub(crate) struct World {
@@ -72,6 +77,10 @@ pub(crate) async fn run(process: NodeProcess) -> ExitCode {
         destroying_leaves_nothing,
         a_wrong_or_taken_address_is_refused,
         ipv6_is_no_way_around,
+        pods_are_served_as_the_agent_says,
+        a_pod_that_cannot_be_served_is_tried_again,
+        two_proxies_are_told_side_by_side,
+        a_badly_behaved_agent_is_refused,
     );
     let started = Instant::now();
     world.node.end_all_processes(Duration::from_millis(200)).await;

@@ -86,6 +86,7 @@ impl World {
             namespace: workload.namespace.clone(),
             network: Arc::new(HostNetwork),
             captured,
+            in_pod: None,
         };
         self.ztunnel.add(pod).expect("the pod's listeners");
     }
@@ -229,6 +230,7 @@ pub(crate) fn policy(store: &Store, name: &str, spec: &str) {
         scope: Scope::Namespace.into(),
         action: security::Action::Allow.into(),
         dry_run: false,
+        groups: Vec::new(),
         extensions: vec![Extension { name: POLICY_EXTENSION.to_owned(), config: Some(config) }],
     };
     let resources = vec![resource(format!("ns/{name}"), &message)];
@@ -299,7 +301,7 @@ fn hostname(service: &str) -> String {
     format!("{service}.ns.svc.cluster.local")
 }
 
-fn octets(ip: &str) -> Vec<u8> {
+pub(crate) fn octets(ip: &str) -> Vec<u8> {
     match self::ip(ip) {
         IpAddr::V4(ip) => ip.octets().to_vec(),
         IpAddr::V6(ip) => ip.octets().to_vec(),

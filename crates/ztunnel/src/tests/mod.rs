@@ -2,8 +2,11 @@
 
 pub(crate) mod fixture;
 
+mod balance;
 mod guard;
 mod inbound;
 mod live;
 mod outbound;
+mod reach;
 mod route;
+mod socks;

@@ -87,7 +87,7 @@ async fn a_waypoint_gets_the_service_address_as_authority() {
     assert_eq!(authority, "10.96.0.2:80");
     let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
     assert_eq!(header("forwarded"), format!("for=\"127.77.23.5:{port}\";host=app.ns.svc.cluster.local"));
-    assert_eq!(header("baggage"), "k8s.namespace.name=ns,k8s.pod.name=client");
+    assert_eq!(header("baggage"), "k8s.cluster.name=Kubernetes,k8s.namespace.name=ns,k8s.pod.name=client");
     let trace = header("traceparent");
     let parts: Vec<usize> = trace.split('-').map(str::len).collect();
     assert_eq!(parts, [2, 32, 16, 2], "{trace}");
@@ -236,6 +236,7 @@ async fn a_pod_is_added_once_and_a_taken_port_is_named() {
         namespace: "ns".to_owned(),
         network: Arc::new(HostNetwork),
         captured: true,
+        in_pod: None,
     };
     let error = world.ztunnel.add(again(&client.uid)).expect_err("it is there already");
     assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);

@@ -1,4 +1,8 @@
-//! DNS over real sockets, and names by tables.
+//! DNS over real sockets.
+
+mod names;
+mod random;
+mod upstream;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -14,62 +18,12 @@ use tokio::{
     time::timeout,
 };
 
-use super::{
-    forward::{read_framed, write_framed},
-    resolve::{Lookup, Names},
-};
+use super::forward::{read_framed, write_framed};
 use crate::{
     Config,
-    tests::fixture::{PATIENCE, World, endpoint, ip, pod, push, service, store},
+    limits::{MAX_DNS_QUERY_BYTES, MAX_DNS_TCP_QUERIES},
+    tests::fixture::{PATIENCE, World, endpoint, ip, pod, push, service},
 };
-
-fn names(namespace: &str) -> Names<'_> {
-    Names {
-        namespace,
-        cluster_domain: "cluster.local",
-        ranges: ["10.244.0.0/16".parse().expect("a range"), "10.96.0.0/16".parse().expect("a range")],
-    }
-}
-
-#[test]
-fn names_of_the_mesh_in_all_their_forms() {
-    let store = store();
-    let one = endpoint(pod("one", "10.244.0.2"), "headless", 80, 8080);
-    let mut unready = endpoint(pod("two", "10.244.0.3"), "headless", 80, 8080);
-    unready.status = ambit_xds::workload::WorkloadStatus::Unhealthy.into();
-    push(&store, &[&one, &unready], &[&service("app", &["10.96.0.2"], 80, None), &service("headless", &[], 80, None)]);
-    let view = store.load();
-    let known = |ips: &[&str]| Lookup::Known(ips.iter().map(|text| ip(text)).collect());
-    let cases = [
-        ("app", known(&["10.96.0.2"])),
-        ("app.ns", known(&["10.96.0.2"])),
-        ("app.ns.svc", known(&["10.96.0.2"])),
-        ("app.ns.svc.cluster.local", known(&["10.96.0.2"])),
-        ("headless", known(&["10.244.0.2"])),
-        ("one.headless.ns.svc.cluster.local", known(&["10.244.0.2"])),
-        ("two.headless.ns.svc.cluster.local", Lookup::Unknown),
-        ("one.app.ns.svc.cluster.local", Lookup::Unknown),
-        ("other.ns.svc.cluster.local", Lookup::Unknown),
-        ("other.ns.svc", Lookup::Unknown),
-        ("app.elsewhere.svc.cluster.local", Lookup::Unknown),
-        ("example.com.ns.svc.cluster.local", Lookup::Unknown),
-        ("nonsense.cluster.local", Lookup::Unknown),
-        ("cluster.local", known(&[])),
-        ("svc.cluster.local", known(&[])),
-        ("other", Lookup::Foreign),
-        ("example.com", Lookup::Foreign),
-        ("www.example.com", Lookup::Foreign),
-        ("notcluster.local", Lookup::Foreign),
-        ("", Lookup::Foreign),
-    ];
-    for (name, expected) in cases {
-        assert_eq!(names("ns").lookup(&view, name), expected, "{name}");
-    }
-    assert_eq!(names("elsewhere").lookup(&view, "app"), Lookup::Foreign, "short names are relative to the namespace");
-    assert_eq!(names("elsewhere").lookup(&view, "app.ns"), known(&["10.96.0.2"]));
-    assert_eq!(names("ns").reverse(ip("10.244.0.2")), Lookup::Unknown);
-    assert_eq!(names("ns").reverse(ip("1.1.1.1")), Lookup::Foreign);
-}
 
 fn query(name: &str, kind: RecordType) -> Message {
     let mut message = Message::query();
@@ -190,7 +144,7 @@ async fn resolver() -> SocketAddr {
 fn answer(asked: &Message, address: [u8; 4]) -> Message {
     let mut reply = asked.clone().into_response();
     let data = RData::A(A(address.into()));
-    reply.add_answer(hickory_proto::rr::Record::from_rdata(asked.queries[0].name().clone(), 60, data));
+    reply.add_answer(hickory_proto::rr::Record::from_rdata(asked.queries[0].name().clone(), 0, data));
     reply
 }
 
@@ -233,6 +187,25 @@ async fn past_the_limit_only_names_of_the_mesh_are_answered() {
     let mut stream = TcpStream::connect(server).await.expect("connected");
     let _ = write_framed(&mut stream, &own).await;
     assert!(!matches!(timeout(PATIENCE, read_framed(&mut stream)).await.expect("in time"), Ok(Some(_))));
+}
+
+#[tokio::test]
+async fn a_connection_serves_so_many_queries_and_not_one_that_is_too_long() {
+    let (_world, server) = world("127.77.37.5", Vec::new());
+    let packet = query("app", RecordType::A).to_vec().expect("a packet");
+    let mut stream = TcpStream::connect(server).await.expect("connected");
+    for _ in 0..MAX_DNS_TCP_QUERIES {
+        write_framed(&mut stream, &packet).await.expect("sent");
+        let answer = timeout(PATIENCE, read_framed(&mut stream)).await.expect("in time").expect("an answer");
+        assert!(answer.is_some());
+    }
+    let _ = write_framed(&mut stream, &packet).await;
+    assert!(!matches!(timeout(PATIENCE, read_framed(&mut stream)).await.expect("in time"), Ok(Some(_))));
+
+    let mut long = packet.clone();
+    long.resize(MAX_DNS_QUERY_BYTES + 1, 0);
+    let answers = [ask_udp(server, &long).await.expect("in time"), ask_tcp(server, &long).await];
+    assert!(answers.iter().all(|answer| answer.metadata.response_code == ResponseCode::FormErr));
 }
 
 #[tokio::test]

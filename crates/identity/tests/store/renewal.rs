@@ -1,90 +1,22 @@
-//! The store: one fetch however many ask, renewal in time, and never an expired certificate.
+//! Fetching, renewing and failing while the clocks go as they should, and the simplest sleeps.
 
 use std::{
-    future::pending,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
-    time::{Duration, SystemTime},
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
 
 use ambit_identity::{
-    BoxFuture, Ca, CertificateError, CertificateSource, CertificateStore, Clock, IssuedChain, SourceError, SpiffeId,
+    CertificateError, Clock,
     limits::{FETCH_TIMEOUT, MAX_IDENTITIES, MAX_TIMER_SLICE},
 };
-use ambit_testing::{ManualClock, TRUST_DOMAIN, identity};
-use tempfile::TempDir;
+use ambit_testing::{ManualClock, identity};
 use tokio::time::{Instant, sleep};
 
-const HOUR: Duration = Duration::from_secs(3600);
-
-/// A CA that counts, and that can fail, hang, or answer for somebody else.
-struct Source {
-    ca: Ca,
-    asked: AtomicU64,
-    broken: AtomicBool,
-    hangs: AtomicBool,
-    confused: AtomicBool,
-    _dir: TempDir,
-}
-
-/// Wall time that goes with tokio's, which the tests let run fast.
-#[derive(Debug)]
-struct RuntimeClock(SystemTime, Instant);
-
-impl Clock for RuntimeClock {
-    fn now(&self) -> SystemTime {
-        self.0 + self.1.elapsed()
-    }
-}
-
-fn runtime_clock() -> Arc<RuntimeClock> {
-    Arc::new(RuntimeClock(SystemTime::now(), Instant::now()))
-}
-
-fn setup(clock: &Arc<impl Clock + 'static>) -> (Arc<Source>, Arc<CertificateStore>) {
-    let dir = TempDir::new().expect("a temporary directory");
-    let ca = Ca::open(dir.path(), TRUST_DOMAIN).expect("a CA").with_ttl(HOUR).with_clock(clock.clone());
-    let flag = || AtomicBool::new(false);
-    let source = Source { ca, asked: AtomicU64::new(0), broken: flag(), hangs: flag(), confused: flag(), _dir: dir };
-    let source = Arc::new(source);
-    (source.clone(), CertificateStore::new(source, clock.clone()))
-}
-
-impl Source {
-    fn asked(&self) -> u64 {
-        self.asked.load(Ordering::SeqCst)
-    }
-}
-
-impl CertificateSource for Source {
-    fn certificate(&self, id: &SpiffeId, csr_pem: String) -> BoxFuture<'_, Result<IssuedChain, SourceError>> {
-        self.asked.fetch_add(1, Ordering::SeqCst);
-        let id = id.clone();
-        Box::pin(async move {
-            sleep(Duration::from_millis(100)).await;
-            if self.hangs.load(Ordering::SeqCst) {
-                pending::<()>().await;
-            }
-            if self.broken.load(Ordering::SeqCst) {
-                return Err(SourceError::Unreachable { reason: "connection refused".to_owned() });
-            }
-            if self.confused.load(Ordering::SeqCst) {
-                let csr = rcgen::CertificateParams::default()
-                    .serialize_request(&rcgen::KeyPair::generate().expect("a key"))
-                    .and_then(|csr| csr.pem())
-                    .expect("a request");
-                return self.ca.certificate(&id, csr).await;
-            }
-            self.ca.certificate(&id, csr_pem).await
-        })
-    }
-}
+use crate::source::{HOUR, RuntimeClock, Source, setup};
 
 #[tokio::test(start_paused = true)]
 async fn callers_at_one_moment_share_one_fetch() {
-    let (source, store) = setup(&runtime_clock());
+    let (source, store) = setup(&RuntimeClock::new());
     let callers: Vec<_> = (0..50)
         .map(|_| {
             let store = Arc::clone(&store);
@@ -104,7 +36,7 @@ async fn callers_at_one_moment_share_one_fetch() {
 
 #[tokio::test(start_paused = true)]
 async fn a_caller_that_goes_away_does_not_stop_the_fetch() {
-    let (source, store) = setup(&runtime_clock());
+    let (source, store) = setup(&RuntimeClock::new());
     let id = identity("a", "x");
     let left = tokio::time::timeout(Duration::from_millis(10), store.get(&id)).await;
     assert!(left.is_err());
@@ -114,7 +46,7 @@ async fn a_caller_that_goes_away_does_not_stop_the_fetch() {
 
 #[tokio::test(start_paused = true)]
 async fn renewal_comes_at_half_of_the_life() {
-    let clock = runtime_clock();
+    let clock = RuntimeClock::new();
     let (source, store) = setup(&clock);
     let id = identity("a", "x");
     let first = store.get(&id).await.expect("a certificate");
@@ -162,7 +94,7 @@ async fn a_sleep_past_the_renewal_is_noticed_without_a_caller() {
 
 #[tokio::test(start_paused = true)]
 async fn a_failure_is_shared_and_retried_with_growing_pauses() {
-    let (source, store) = setup(&runtime_clock());
+    let (source, store) = setup(&RuntimeClock::new());
     let id = identity("a", "x");
     source.broken.store(true, Ordering::SeqCst);
     let error = store.get(&id).await.expect_err("the CA is down");
@@ -183,7 +115,7 @@ async fn a_failure_is_shared_and_retried_with_growing_pauses() {
 
 #[tokio::test(start_paused = true)]
 async fn a_failed_renewal_leaves_the_valid_certificate_in_use() {
-    let (source, store) = setup(&runtime_clock());
+    let (source, store) = setup(&RuntimeClock::new());
     let id = identity("a", "x");
     let first = store.get(&id).await.expect("a certificate");
     source.broken.store(true, Ordering::SeqCst);
@@ -196,7 +128,7 @@ async fn a_failed_renewal_leaves_the_valid_certificate_in_use() {
 
 #[tokio::test(start_paused = true)]
 async fn an_answer_that_does_not_fit_is_refused() {
-    let (source, store) = setup(&runtime_clock());
+    let (source, store) = setup(&RuntimeClock::new());
     source.confused.store(true, Ordering::SeqCst);
     let error = store.get(&identity("a", "x")).await.expect_err("the certificate is for another key");
     assert!(matches!(error, CertificateError::Unusable { .. }), "{error}");
@@ -204,7 +136,7 @@ async fn an_answer_that_does_not_fit_is_refused() {
 
 #[tokio::test(start_paused = true)]
 async fn a_ca_that_hangs_is_given_up() {
-    let (source, store) = setup(&runtime_clock());
+    let (source, store) = setup(&RuntimeClock::new());
     source.hangs.store(true, Ordering::SeqCst);
     let started = Instant::now();
     let error = store.get(&identity("a", "x")).await.expect_err("no answer");
@@ -214,7 +146,7 @@ async fn a_ca_that_hangs_is_given_up() {
 
 #[tokio::test(start_paused = true)]
 async fn a_forgotten_identity_is_no_longer_renewed() {
-    let (source, store) = setup(&runtime_clock());
+    let (source, store) = setup(&RuntimeClock::new());
     let id = identity("a", "x");
     let first = store.get(&id).await.expect("a certificate");
     store.forget(&id);
@@ -226,7 +158,7 @@ async fn a_forgotten_identity_is_no_longer_renewed() {
 
 #[tokio::test(start_paused = true)]
 async fn the_store_is_bounded() {
-    let (source, store) = setup(&runtime_clock());
+    let (source, store) = setup(&RuntimeClock::new());
     source.hangs.store(true, Ordering::SeqCst);
     for n in 0..MAX_IDENTITIES {
         let soon = tokio::time::timeout(Duration::ZERO, store.get(&identity("a", &format!("x{n}")))).await;
@@ -234,4 +166,69 @@ async fn the_store_is_bounded() {
     }
     let error = store.get(&identity("a", "one-more")).await.expect_err("full");
     assert!(matches!(error, CertificateError::TooManyIdentities { .. }), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn identities_that_are_no_longer_used_are_forgotten() {
+    let (source, store) = setup(&RuntimeClock::new());
+    for account in ["x", "y", "z"] {
+        store.get(&identity("a", account)).await.expect("a certificate");
+    }
+    store.retain(|id| id.service_account() == "y");
+    assert!(store.current(&identity("a", "x")).is_none());
+    assert!(store.current(&identity("a", "y")).is_some());
+    sleep(HOUR / 2).await;
+    assert_eq!(source.asked(), 4, "only `y` is renewed");
+    assert_eq!(store.list().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_renewal_is_tried_again_when_the_certificate_ends() {
+    let (source, store) = setup(&RuntimeClock::new());
+    let id = identity("a", "x");
+    let first = store.get(&id).await.expect("a certificate");
+    source.broken.store(true, Ordering::SeqCst);
+    // From half of its life on; the pauses are at their longest when it ends.
+    sleep(HOUR - Duration::from_secs(5)).await;
+    assert!(first.is_valid_now());
+    let before = source.asked();
+    sleep(Duration::from_secs(6)).await;
+    assert!(!first.is_valid_now());
+    assert!(source.asked() > before, "no attempt at the end");
+}
+
+#[tokio::test(start_paused = true)]
+async fn certificates_that_end_at_once_do_not_keep_the_ca_busy() {
+    let clock = RuntimeClock::new();
+    let source = Arc::new(Source::new(&clock, Duration::from_secs(2)));
+    let store = ambit_identity::CertificateStore::new(Arc::clone(&source) as _, clock.clone());
+    store.get(&identity("a", "x")).await.expect("a certificate");
+    sleep(Duration::from_secs(60)).await;
+    assert!((30..=62).contains(&source.asked()), "{} in a minute", source.asked());
+    // With a clock so far ahead that half of every life is over when it comes, half of the rest counts.
+    let clock = RuntimeClock::new();
+    let source = Arc::new(Source::new(&clock, HOUR));
+    let ahead = RuntimeClock::new();
+    ahead.step(40 * 60);
+    let store = ambit_identity::CertificateStore::new(Arc::clone(&source) as _, ahead);
+    store.get(&identity("a", "x")).await.expect("a certificate");
+    sleep(Duration::from_secs(9 * 60)).await;
+    assert_eq!(source.asked(), 1);
+    sleep(Duration::from_secs(2 * 60)).await;
+    assert_eq!(source.asked(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn pauses_after_failures_are_spread() {
+    let (source, store) = setup(&RuntimeClock::new());
+    source.broken.store(true, Ordering::SeqCst);
+    for n in 0..64 {
+        store.prefetch(&identity("a", &format!("x{n}"))).expect("room");
+    }
+    // The first attempts are over after 64 / 6 turns of 100 ms; the second are due 0.8 s to 1.2 s after each.
+    sleep(Duration::from_secs(30)).await;
+    let order = source.order();
+    let position = |n: usize| order.iter().rposition(|id| *id == identity("a", &format!("x{n}")));
+    let last: Vec<_> = (0..64).map(position).collect();
+    assert!(!last.is_sorted(), "everybody still goes in step");
 }

@@ -1,53 +1,21 @@
 //! Real handshakes between the configurations of two workload certificates.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use ambit_identity::{
-    BoxFuture, CertificateSource, CertificateStore, IssuedChain, SourceError, SpiffeId, SystemClock,
-    WorkloadCertificate, peer_identity,
-};
+use ambit_identity::{CertificateStore, KeyExchange, SpiffeId, SystemClock, Trust, WorkloadCertificate, peer_identity};
 use ambit_testing::{ManualClock, TestMesh, identity};
-use rcgen::{CertificateParams, CertificateSigningRequestParams, DistinguishedName, IsCa, Issuer, KeyPair, SanType};
 use rustls::{
-    ClientConfig, ProtocolVersion, ServerConfig,
-    pki_types::{CertificateDer, ServerName},
+    ClientConfig, DigitallySignedStruct, NamedGroup, ProtocolVersion, SignatureScheme,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    pki_types::{CertificateDer, ServerName, UnixTime},
 };
-use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
-use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
+
+use crate::authority::{Authority, handshake, meet, refused, store};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-type Client = client::TlsStream<tokio::io::DuplexStream>;
-type Server = server::TlsStream<tokio::io::DuplexStream>;
-
-/// Both outcomes of one handshake. The client writes a byte and reads one, since in TLS 1.3 it learns of the server's
-/// refusal only then.
-async fn handshake(client: Arc<ClientConfig>, server: Arc<ServerConfig>) -> (io::Result<Client>, io::Result<Server>) {
-    let (near, far) = duplex(64 * 1024);
-    let name = ServerName::try_from("nobody.invalid").expect("a name");
-    let connect = async {
-        let mut stream = TlsConnector::from(client).connect(name, near).await?;
-        stream.write_all(b"?").await?;
-        stream.read_u8().await?;
-        Ok(stream)
-    };
-    let accept = async {
-        let mut stream = TlsAcceptor::from(server).accept(far).await?;
-        stream.read_u8().await?;
-        stream.write_all(b"!").await?;
-        Ok(stream)
-    };
-    let both = async { tokio::join!(connect, accept) };
-    tokio::time::timeout(Duration::from_secs(10), both).await.expect("the handshake ends")
-}
-
 async fn certificate(mesh: &TestMesh, account: &str) -> Arc<WorkloadCertificate> {
     mesh.certificates.get(&identity("a", account)).await.expect("a certificate")
-}
-
-fn refused<T>(outcome: io::Result<T>, needle: &str) {
-    let Err(error) = outcome else { panic!("expected a refusal with `{needle}`") };
-    assert!(error.to_string().contains(needle), "`{error}` lacks `{needle}`");
 }
 
 #[tokio::test]
@@ -116,8 +84,8 @@ async fn another_mesh_is_refused_both_ways() {
     refused(client, "UnknownIssuer");
     assert!(server.is_err());
     // A client that would accept anybody's roots is still unknown to the server.
-    let trusting = Arc::new(Loose::new());
-    let careless = trusting.store().get(&identity("a", "x")).await.expect("a certificate");
+    let trusting = Authority::root("loose");
+    let careless = store(&trusting).get(&identity("a", "x")).await.expect("a certificate");
     let mut config = ClientConfig::clone(&x.client_config(&[identity("a", "y")]));
     config.client_auth_cert_resolver = Arc::clone(&careless.client_config(&[]).client_auth_cert_resolver);
     let y = certificate(&ours, "y").await;
@@ -127,8 +95,8 @@ async fn another_mesh_is_refused_both_ways() {
 
 #[tokio::test]
 async fn a_client_of_another_trust_domain_is_refused_though_the_root_is_the_same() {
-    let loose = Arc::new(Loose::new());
-    let store = loose.store();
+    let loose = Authority::root("loose");
+    let store = store(&loose);
     let foreign = SpiffeId::new("other.example", "a", "x").expect("valid");
     let x = store.get(&foreign).await.expect("a certificate");
     let y = store.get(&identity("a", "y")).await.expect("a certificate");
@@ -138,13 +106,14 @@ async fn a_client_of_another_trust_domain_is_refused_though_the_root_is_the_same
 
 #[tokio::test]
 async fn expired_peers_are_refused_both_ways() {
-    let mesh = TestMesh::new();
+    let authority = Authority::root("a");
     let clock = ManualClock::new();
-    let later = CertificateStore::new(Arc::clone(&mesh.ca) as _, clock.clone());
-    let x = certificate(&mesh, "x").await;
-    let y = later.get(&identity("a", "y")).await.expect("a certificate");
-    let (client, server) = handshake(x.client_config(&[identity("a", "y")]), y.server_config()).await;
-    assert!(client.is_ok() && server.is_ok(), "valid at first");
+    let trust = || Trust::new(KeyExchange::default());
+    let soon = std::time::SystemTime::now() + DAY;
+    let x = authority.workload_until(&identity("a", "x"), &trust(), Arc::new(SystemClock), Some(soon));
+    let y = authority.workload_until(&identity("a", "y"), &trust(), clock.clone(), None);
+    meet(&x, &y).await.expect("valid at first");
+    meet(&y, &x).await.expect("valid at first");
     // From y's point of view a day and an hour have passed since x's certificate was made.
     clock.advance(DAY + Duration::from_secs(3600));
     let (_, server) = handshake(x.client_config(&[identity("a", "y")]), y.server_config()).await;
@@ -163,58 +132,97 @@ async fn configurations_are_made_once_per_set_of_identities() {
     assert!(!Arc::ptr_eq(&one, &x.client_config(&[y])));
 }
 
+#[tokio::test]
+async fn key_exchanges_are_as_chosen() {
+    use KeyExchange::{PostQuantumFirst as First, PostQuantumOnly as Only};
+    let authority = Authority::root("a");
+    let certificate = |key_exchange, account| authority.workload(&identity("a", account), &Trust::new(key_exchange));
+    for (client, server) in [(First, First), (First, Only), (Only, First), (Only, Only)] {
+        let (x, y) = (certificate(client, "x"), certificate(server, "y"));
+        let (near, _) = handshake(x.client_config(&[identity("a", "y")]), y.server_config()).await;
+        let group = near.expect("they meet").get_ref().1.negotiated_key_exchange_group().expect("done").name();
+        assert_eq!(group, NamedGroup::X25519MLKEM768);
+    }
+    // A peer that only knows the classical groups is served, unless post-quantum is asked for.
+    let mut classical = rustls::crypto::CryptoProvider::clone(ambit_identity::tls::provider(First));
+    classical.kx_groups.retain(|group| group.name() != NamedGroup::X25519MLKEM768);
+    let x = certificate(First, "x");
+    let old = ClientConfig::builder_with_provider(Arc::new(classical))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("TLS 1.3")
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Anyone))
+        .with_client_cert_resolver(Arc::clone(&x.client_config(&[]).client_auth_cert_resolver));
+    let old = Arc::new(old);
+    let (near, far) = handshake(Arc::clone(&old), certificate(First, "y").server_config()).await;
+    assert!(near.is_ok() && far.is_ok(), "{near:?} {far:?}");
+    let (near, far) = handshake(old, certificate(Only, "y").server_config()).await;
+    refused(far, "NoKxGroupsInCommon");
+    refused(near, "HandshakeFailure");
+}
+
+/// Accepts every server: what the client checks is not what is tested.
+#[derive(Debug)]
+pub struct Anyone;
+
+impl ServerCertVerifier for Anyone {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ECDSA_NISTP256_SHA256]
+    }
+}
+
 #[test]
-fn an_identity_is_one_uri_name_or_none() {
-    let name = |uri: &str| SanType::URI(uri.try_into().expect("ASCII"));
-    let host = || SanType::DnsName("y.a.svc".try_into().expect("ASCII"));
-    let good = "spiffe://cluster.local/ns/a/sa/x";
-    let cases = [
-        (vec![name(good)], Some(identity("a", "x"))),
-        (vec![host(), name(good)], Some(identity("a", "x"))),
-        (vec![name(good), name("spiffe://cluster.local/ns/a/sa/y")], None),
-        (vec![name("https://example.com"), name(good)], None),
-        (vec![name("spiffe://cluster.local/ns/a/sa/x/more")], None),
-        (vec![host()], None),
-        (vec![], None),
-    ];
-    for (names, expected) in cases {
-        let mut params = CertificateParams::default();
-        params.subject_alt_names = names.clone();
-        let certificate = params.self_signed(&KeyPair::generate().expect("a key")).expect("signed");
-        assert_eq!(peer_identity(&[certificate.der().clone()]), expected, "{names:?}");
-    }
-    assert_eq!(peer_identity(&[]), None);
-    assert_eq!(peer_identity(&[CertificateDer::from(vec![1, 2, 3])]), None);
-}
-
-/// A CA without rules: it signs any name.
-struct Loose {
-    root: CertificateDer<'static>,
-    issuer: Issuer<'static, KeyPair>,
-}
-
-impl Loose {
-    fn new() -> Self {
-        let key = KeyPair::generate().expect("a key");
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        let root = params.self_signed(&key).expect("signed").der().clone();
-        Self { root, issuer: Issuer::new(params, key) }
-    }
-
-    fn store(self: &Arc<Self>) -> Arc<CertificateStore> {
-        CertificateStore::new(Arc::clone(self) as _, Arc::new(SystemClock))
+fn compliance_policies_are_known_or_refused() {
+    assert_eq!("".parse(), Ok(KeyExchange::PostQuantumFirst));
+    assert_eq!("pqc".parse(), Ok(KeyExchange::PostQuantumOnly));
+    for policy in ["PQC", "fips", "pqc,fips"] {
+        let error = policy.parse::<KeyExchange>().expect_err("a promise nobody keeps");
+        assert!(error.to_string().contains(policy));
     }
 }
 
-impl CertificateSource for Loose {
-    fn certificate(&self, id: &SpiffeId, csr_pem: String) -> BoxFuture<'_, Result<IssuedChain, SourceError>> {
-        let csr = CertificateSigningRequestParams::from_pem(&csr_pem).expect("a request");
-        let mut params = CertificateParams::default();
-        params.distinguished_name = DistinguishedName::new();
-        params.subject_alt_names = vec![SanType::URI(id.to_string().try_into().expect("ASCII"))];
-        let leaf = params.signed_by(&csr.public_key, &self.issuer).expect("signed");
-        let issued = IssuedChain { chain: vec![leaf.der().clone()], roots: vec![self.root.clone()] };
-        Box::pin(std::future::ready(Ok(issued)))
-    }
+#[tokio::test]
+async fn an_expired_certificate_is_presented_by_nobody_who_kept_its_configurations() {
+    let mesh = TestMesh::new();
+    let clock = ManualClock::new();
+    let later = CertificateStore::new(Arc::clone(&mesh.ca) as _, clock.clone());
+    let ours = later.get(&identity("a", "x")).await.expect("a certificate");
+    let (as_client, as_server) = (ours.client_config(&[identity("a", "y")]), ours.server_config());
+    let y = certificate(&mesh, "y").await;
+    clock.advance(2 * DAY);
+    // The peer's clock stands where the certificate is still good; what ends it is our own.
+    let (_, server) = handshake(y.client_config(&[identity("a", "x")]), as_server).await;
+    assert!(server.is_err(), "an expired certificate was served");
+    let (_, server) = handshake(as_client, y.server_config()).await;
+    assert!(server.is_err(), "an expired certificate was shown");
+    assert!(!ours.is_valid_now());
 }

@@ -1,0 +1,217 @@
+//! Where configuration and certificates come from, as the settings say.
+
+use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
+
+use ambit_identity::{Ca, CertificateSource, CertificateStore, CrlFile, SystemClock, Trust};
+use ambit_mesh::Store;
+use ambit_telemetry::metrics::{Metrics, XdsEnd};
+use ambit_xds::{
+    ADDRESS_TYPE, AUTHORIZATION_TYPE, Endpoint, Roots, Token,
+    ca::{CaClient, CaOptions},
+    channel,
+    client::{Client, Handle, NodeIdentity, Options, Stats, Termination, Watch},
+    local,
+};
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    readiness::{Part, Readiness},
+    settings::{ProxyMode, Settings, metadata, prefixed},
+};
+use crate::command::Failure;
+
+/// How often what the discovery client counts is taken over into the metrics.
+const STATS_PERIOD: Duration = Duration::from_secs(1);
+
+/// Brings configuration into the store, and says when the first of it is in force. A local file is there when this
+/// returns.
+///
+/// # Errors
+/// When a local file can't be used, or the settings make no client.
+pub fn configuration(
+    settings: &Settings,
+    store: &Arc<Store>,
+    readiness: &Readiness,
+    metrics: &Arc<Metrics>,
+    stop: &CancellationToken,
+) -> Result<(), Failure> {
+    let control_plane = &settings.control_plane;
+    let deltas = match (&control_plane.local_xds_path, &control_plane.local_xds) {
+        (Some(path), _) => local::load(path),
+        (None, Some(text)) => local::load_text("LOCAL_XDS", text),
+        (None, None) => Ok(Vec::new()),
+    };
+    let deltas = deltas.map_err(|error| Failure::new(error.to_string()))?;
+    if !deltas.is_empty() {
+        store.apply(&deltas).map_err(|nack| Failure::new(format!("the local configuration can't be used: {nack}")))?;
+    }
+    let Some(address) = control_plane.xds_address() else {
+        readiness.set(Part::State, true);
+        return Ok(());
+    };
+    let handle = discover(settings, &address, store, stop)?;
+    tokio::spawn(publish_state(handle.clone(), readiness.clone()));
+    tokio::spawn(count(handle, Arc::clone(metrics)));
+    Ok(())
+}
+
+fn discover(
+    settings: &Settings,
+    address: &str,
+    store: &Arc<Store>,
+    stop: &CancellationToken,
+) -> Result<Handle, Failure> {
+    let control_plane = &settings.control_plane;
+    let endpoint = Server {
+        address,
+        roots: &control_plane.xds_root_ca,
+        alternative: control_plane.alt_xds_hostname.as_ref(),
+        headers: "XDS_HEADER_",
+    };
+    let node = NodeIdentity {
+        pod: settings.mode.pod_name.clone(),
+        namespace: settings.mode.pod_namespace.clone(),
+        address: settings.mode.instance_ip.map(|ip| ip.to_string()).unwrap_or_default(),
+        node: settings.mode.node_name.clone().unwrap_or_default(),
+        cluster_id: settings.mode.cluster(),
+        metadata: node_metadata(settings)?,
+    };
+    let options = Options {
+        watches: vec![Watch::all(AUTHORIZATION_TYPE), Watch::all(ADDRESS_TYPE)],
+        state_file: control_plane.xds_state_file.clone(),
+        ..Options::new(endpoint.endpoint("XDS_ADDRESS", settings)?, node)
+    };
+    let (sink, pushes) = channel::channel();
+    let (client, handle) = Client::new(options, sink).map_err(|error| Failure::new(error.to_string()))?;
+    tokio::spawn(Arc::clone(store).run(pushes));
+    tokio::spawn(client.run(stop.clone()));
+    Ok(handle)
+}
+
+/// What PROXY_CONFIG and the environment add to the node's metadata; the environment comes first.
+fn node_metadata(settings: &Settings) -> Result<BTreeMap<String, Value>, Failure> {
+    let mut all = settings.mode.proxy_metadata.clone();
+    all.extend(metadata().map_err(Failure::new)?);
+    Ok(all)
+}
+
+async fn publish_state(handle: Handle, readiness: Readiness) {
+    // Once there is something to serve by, a control plane that goes away makes nothing worse.
+    if handle.servable().await.is_ok() {
+        readiness.set(Part::State, true);
+    }
+}
+
+/// Takes over into the metrics what the discovery client counts.
+async fn count(handle: Handle, metrics: Arc<Metrics>) {
+    let mut before = Counts::default();
+    loop {
+        tokio::time::sleep(STATS_PERIOD).await;
+        before.take_over(handle.stats(), &metrics);
+    }
+}
+
+/// What was taken over already.
+#[derive(Default)]
+struct Counts {
+    ends: [u64; Termination::ALL.len()],
+    types: std::collections::HashMap<String, (u64, u64)>,
+    refused: u64,
+}
+
+/// A server of the control plane, as the settings name it.
+struct Server<'s> {
+    address: &'s str,
+    roots: &'s str,
+    alternative: Option<&'s String>,
+    headers: &'static str,
+}
+
+/// Keeps workloads' certificates, as the settings say.
+///
+/// # Errors
+/// When the CA's settings or the revocation lists can't be used.
+pub fn certificates(settings: &Settings) -> Result<Arc<CertificateStore>, Failure> {
+    let control_plane = &settings.control_plane;
+    let trust = Trust::new(control_plane.compliance_policy);
+    if let Some(path) = &control_plane.crl_path {
+        let mut file = CrlFile::new(path);
+        file.load(&trust).map_err(|error| Failure::new(format!("CRL_PATH: {error}")))?;
+        tokio::spawn(file.watch(Arc::clone(&trust)));
+    }
+    let source = match &control_plane.insecure_ca_dir {
+        Some(folder) => insecure_ca(settings, folder)?,
+        None => ca(settings)?,
+    };
+    Ok(CertificateStore::with_trust(source, Arc::new(SystemClock), trust))
+}
+
+fn insecure_ca(settings: &Settings, folder: &Path) -> Result<Arc<dyn CertificateSource>, Failure> {
+    tracing::warn!("INSECURE: this process signs for every identity (--insecure-ca-dir)");
+    let ca = Ca::open(folder, &settings.mode.trust_domain).map_err(|error| Failure::new(error.to_string()))?;
+    Ok(Arc::new(ca.with_ttl(settings.control_plane.secret_ttl)))
+}
+
+fn ca(settings: &Settings) -> Result<Arc<dyn CertificateSource>, Failure> {
+    let control_plane = &settings.control_plane;
+    let address = control_plane.ca_address().ok_or_else(|| Failure::new("CA_ADDRESS is empty"))?;
+    let server = Server {
+        address: &address,
+        roots: &control_plane.ca_root_ca,
+        alternative: control_plane.alt_ca_hostname.as_ref(),
+        headers: "CA_HEADER_",
+    };
+    Ok(Arc::new(CaClient::new(CaOptions {
+        ttl: control_plane.secret_ttl,
+        // The token of a dedicated proxy is its workload's own.
+        impersonate: settings.mode.proxy_mode == ProxyMode::Shared,
+        ..CaOptions::new(server.endpoint("CA_ADDRESS", settings)?, settings.mode.cluster())
+    })))
+}
+
+// === impl Server ===
+
+impl Server<'_> {
+    fn endpoint(&self, variable: &str, settings: &Settings) -> Result<Endpoint, Failure> {
+        let address = self.address.parse().map_err(|error| Failure::new(format!("{variable}: {error}")))?;
+        Ok(Endpoint {
+            alternative_server_name: self.alternative.filter(|name| !name.is_empty()).cloned(),
+            token: Token::from_setting(&settings.control_plane.token()),
+            headers: prefixed(self.headers).into_iter().collect(),
+            ..Endpoint::new(address, Roots::from_setting(self.roots))
+        })
+    }
+}
+
+// === impl Counts ===
+
+impl Counts {
+    fn take_over(&mut self, stats: &Stats, metrics: &Metrics) {
+        for (index, how) in Termination::ALL.into_iter().enumerate() {
+            let now = stats.terminations(how);
+            let end = match how {
+                Termination::ConnectionError => XdsEnd::ConnectionError,
+                Termination::Error => XdsEnd::Error,
+                Termination::Reconnect => XdsEnd::Reconnect,
+                Termination::Complete => XdsEnd::Complete,
+            };
+            (self.ends[index]..now).for_each(|_| metrics.xds.terminated(end));
+            self.ends[index] = now;
+        }
+        let mut refused = 0;
+        for (url, counts) in stats.types() {
+            let (messages, bytes) = self.types.entry(url.to_owned()).or_default();
+            let (new, new_bytes) = (counts.messages() - *messages, counts.bytes() - *bytes);
+            // The sizes of single messages aren't kept: the first carries them all.
+            for number in 0..new {
+                let bytes = if number == 0 { usize::try_from(new_bytes).unwrap_or(usize::MAX) } else { 0 };
+                metrics.xds.message(url, bytes);
+            }
+            (*messages, *bytes) = (counts.messages(), counts.bytes());
+            refused += counts.refused();
+        }
+        metrics.xds.rejected(usize::try_from(refused - self.refused).unwrap_or(usize::MAX));
+        self.refused = refused;
+    }
+}

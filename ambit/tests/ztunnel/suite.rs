@@ -1,0 +1,299 @@
+//! The tests that run in the node process.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use ambit_node::NodeProcess;
+
+use crate::control_plane::{self, ControlPlane};
+use crate::process::Ztunnel;
+use crate::world::{
+    APPLICATION, CLIENT, MESH, NodeSide, Outcome, PATIENCE, SERVICE, UNSET, World, echo, exchange, text,
+};
+
+/// How long one test may take.
+const TEST_TIMEOUT: Duration = Duration::from_secs(90);
+/// The drain deadline of the rolling restart, as it is set and as it is.
+const DEADLINE: (&str, Duration) = ("4s", Duration::from_secs(4));
+/// Clients that connect all the time while proxies are replaced.
+const LOAD: usize = 4;
+
+/// A policy against the client.
+const DENY_CLIENT: &str = r#"{
+  "workloads": [], "services": [],
+  "policies": [{"name": "no-client", "namespace": "test", "scope": "Namespace", "action": "Deny", "dryRun": false,
+                "rules": [[[{"serviceAccounts": [{"namespace": "test", "serviceAccount": "client"}]}]]]}]
+}"#;
+
+macro_rules! ensure {
+    ($condition:expr, $($message:tt)+) => {
+        if !$condition {
+            return Err(format!($($message)+));
+        }
+    };
+}
+
+/// Runs all tests, one after the other.
+pub(crate) async fn run(process: NodeProcess, folder: PathBuf, filter: Option<String>) -> ExitCode {
+    let world = match World::new(process, &folder) {
+        Ok(world) => world,
+        Err(error) => {
+            println!("FAILED: can't make a world: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let mut failed = false;
+    macro_rules! test {
+        ($($name:ident),+ $(,)?) => {$(
+            if filter.as_deref().is_none_or(|filter| stringify!($name).contains(filter)) {
+                let started = Instant::now();
+                let result = tokio::time::timeout(TEST_TIMEOUT, $name(&world)).await;
+                let result = result.unwrap_or(Err("took too long".to_owned()));
+                let verdict = result.as_ref().map_or_else(|why| format!("FAILED: {why}"), |()| "ok".to_owned());
+                println!("test {} ... {verdict} ({:?})", stringify!($name), started.elapsed());
+                failed |= result.is_err();
+            }
+        )+};
+    }
+    test!(
+        traffic_goes_through_both_proxies_and_keeps_the_clients_address,
+        readiness_says_what_is_pending,
+        a_control_plane_steers_both_proxies,
+        operators_see_what_is_served_and_may_end_it,
+        a_pod_that_goes_away_during_a_drain_ends_at_once,
+        a_rolling_restart_under_load_loses_nothing,
+    );
+    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+async fn traffic_goes_through_both_proxies_and_keeps_the_clients_address(world: &World) -> Outcome {
+    let application = echo(world.server.listen(APPLICATION).map_err(text)?);
+    let (client, server) = world.start_both(&[]).await?;
+    let mut stream = world.client.connect(SERVICE).await.map_err(text)?;
+    let answer = exchange(&mut stream).await.map_err(|error| failure(&error, &[&client, &server]))?;
+    ensure!(answer == format!("{CLIENT} hello\n"), "the server saw `{answer}`");
+    let tunnels = sockets_on(&world.server, 15_008)?;
+    ensure!(tunnels >= 1, "there is no tunnel into the server's pod");
+    // The other way, to the pod's own address, by somebody who isn't in the mesh's view by that name.
+    let mut direct = world.client.connect(APPLICATION).await.map_err(text)?;
+    let answer = exchange(&mut direct).await.map_err(|error| failure(&error, &[&client, &server]))?;
+    ensure!(answer == format!("{CLIENT} hello\n"), "by the pod's address the server saw `{answer}`");
+    // The pod is gone: its connections end at once, and nobody takes new ones.
+    world.server.agent.remove("server").await;
+    let started = Instant::now();
+    ensure!(exchange(&mut stream).await.is_err(), "a connection to a removed pod goes on");
+    ensure!(started.elapsed() < Duration::from_secs(2), "it took {:?} to end", started.elapsed());
+    ensure!(sockets_on(&world.server, 15_008)? == 0, "somebody still serves a removed pod");
+    world.client.agent.remove("client").await;
+    application.abort();
+    Ok(())
+}
+
+async fn readiness_says_what_is_pending(world: &World) -> Outcome {
+    let mut proxy = world.start(&world.client, &[])?;
+    proxy.ready(PATIENCE).await?;
+    // A port in the pod is taken: the pod can't be served, and readiness says so until it can.
+    let taken = world.client.socket().map_err(text)?;
+    let port = std::net::SocketAddr::from(([0, 0, 0, 0], 15_008));
+    taken.bind(&port.into()).map_err(text)?;
+    taken.listen(1).map_err(text)?;
+    let refused = world.client.serve_pod().await.expect_err("the port is taken");
+    ensure!(refused.contains("15008"), "the agent hears `{refused}`");
+    let body = proxy.readiness().await.map_err(text)?;
+    ensure!(body == "not ready, pending: workload proxy manager\n", "`{body}`");
+    drop(taken);
+    proxy.ready(PATIENCE).await?;
+    world.client.agent.remove("client").await;
+    Ok(())
+}
+
+/// Configuration by delta ADS and certificates from a CA, both over gRPC; a new policy cuts a live connection.
+async fn a_control_plane_steers_both_proxies(world: &World) -> Outcome {
+    let application = echo(world.server.listen(APPLICATION).map_err(text)?);
+    let control_plane = ControlPlane::new(MESH)?;
+    let settings = [
+        ("XDS_ADDRESS", control_plane::ADDRESS),
+        ("CA_ADDRESS", control_plane::ADDRESS),
+        ("LOCAL_XDS_PATH", UNSET),
+        ("AMBIT_INSECURE_CA_DIR", UNSET),
+    ];
+    let (client_pod, server_pod) = (world.proxy_pod()?, world.proxy_pod()?);
+    // Without a control plane a proxy waits for it.
+    let mut client = world.start_in(&client_pod, &world.client, &settings)?;
+    let mut server = world.start_in(&server_pod, &world.server, &settings)?;
+    world.client.serve_pod().await?;
+    world.server.serve_pod().await?;
+    let body = client.readiness().await.map_err(text)?;
+    ensure!(body == "not ready, pending: state manager\n", "`{body}`");
+    let _served = (control_plane.serve_in(&client_pod)?, control_plane.serve_in(&server_pod)?);
+    client.ready(PATIENCE).await?;
+    server.ready(PATIENCE).await?;
+    let mut stream = world.client.connect(SERVICE).await.map_err(text)?;
+    let answer = exchange(&mut stream).await.map_err(|error| failure(&error, &[&client, &server]))?;
+    ensure!(answer == format!("{CLIENT} hello\n"), "the server saw `{answer}`");
+    control_plane.apply(DENY_CLIENT)?;
+    let started = Instant::now();
+    let mut rest = [0; 16];
+    let cut = tokio::time::timeout(PATIENCE, tokio::io::AsyncReadExt::read(&mut stream, &mut rest)).await;
+    ensure!(matches!(cut, Ok(Ok(0) | Err(_))), "a connection that is denied now goes on: {cut:?}");
+    println!("  a denied connection was cut after {:?}", started.elapsed());
+    let refused = async { exchange(&mut world.client.connect(SERVICE).await?).await };
+    ensure!(refused.await.is_err(), "a new connection is let in against the policy");
+    world.server.agent.remove("server").await;
+    world.client.agent.remove("client").await;
+    application.abort();
+    Ok(())
+}
+
+async fn operators_see_what_is_served_and_may_end_it(world: &World) -> Outcome {
+    let mut proxy = world.start(&world.client, &[("RUST_LOG", "info")])?;
+    world.client.serve_pod().await?;
+    proxy.ready(PATIENCE).await?;
+    let metrics = proxy.ask(15_020, "GET /metrics").await.map_err(text)?;
+    for line in ["workload_manager_active_proxy_count 1", "workload_manager_proxies_started_total 1"] {
+        ensure!(metrics.contains(line), "`{line}` isn't in {metrics}");
+    }
+    let dump = proxy.ask(15_000, "GET /config_dump").await.map_err(text)?;
+    let dump: serde_json::Value = serde_json::from_str(&dump).map_err(|error| format!("{error}: {dump}"))?;
+    ensure!(dump["workloads"].as_array().map(Vec::len) == Some(2), "{dump:#}");
+    ensure!(dump["config"]["localNode"] == "client", "{:#}", dump["config"]);
+    ensure!(dump["workloadState"]["client"]["state"] == "Up", "{:#}", dump["workloadState"]);
+    let level = proxy.ask(15_000, "POST /logging?level=debug").await.map_err(text)?;
+    ensure!(level.contains("debug"), "{level}");
+    let answer = proxy.ask(15_000, "POST /quitquitquit").await.map_err(text)?;
+    ensure!(answer == "shutdown now\n", "`{answer}`");
+    let status = proxy.ended(PATIENCE).await?;
+    ensure!(status.success(), "it ended with {status}");
+    world.client.agent.remove("client").await;
+    Ok(())
+}
+
+async fn a_pod_that_goes_away_during_a_drain_ends_at_once(world: &World) -> Outcome {
+    let application = echo(world.server.listen(APPLICATION).map_err(text)?);
+    let (client, mut server) = world.start_both(&[("CONNECTION_TERMINATION_DEADLINE", "60s")]).await?;
+    let mut stream = world.client.connect(SERVICE).await.map_err(text)?;
+    exchange(&mut stream).await.map_err(|error| failure(&error, &[&client, &server]))?;
+    server.terminate();
+    exchange(&mut stream).await.map_err(|error| format!("a drain cut a connection: {error}"))?;
+    let started = Instant::now();
+    world.server.agent.remove("server").await;
+    let status = server.ended(PATIENCE).await?;
+    ensure!(status.success() && started.elapsed() < Duration::from_secs(5), "{status} after {:?}", started.elapsed());
+    let mut rest = [0; 16];
+    let end = tokio::time::timeout(PATIENCE, tokio::io::AsyncReadExt::read(&mut stream, &mut rest)).await;
+    ensure!(matches!(end, Ok(Ok(0) | Err(_))), "the connection goes on: {end:?}");
+    world.client.agent.remove("client").await;
+    application.abort();
+    Ok(())
+}
+
+/// What the load saw.
+#[derive(Default)]
+struct Seen {
+    connections: AtomicU64,
+    failures: std::sync::Mutex<Vec<String>>,
+    slowest_micros: AtomicU64,
+}
+
+async fn a_rolling_restart_under_load_loses_nothing(world: &World) -> Outcome {
+    let application = echo(world.server.listen(APPLICATION).map_err(text)?);
+    let settings = [("CONNECTION_TERMINATION_DEADLINE", DEADLINE.0)];
+    let (mut client, mut server) = world.start_both(&settings).await?;
+    let (seen, stop) = (Arc::new(Seen::default()), Arc::new(AtomicBool::new(false)));
+    let load = async {
+        let all = (0..LOAD).map(|_| connect_on_and_on(&world.client, &seen, &stop));
+        futures_util::future::join_all(all).await;
+    };
+    let restarts = async {
+        let outcome = async {
+            replace(world, &world.server, &mut server, &settings).await.map_err(|why| format!("server side: {why}"))?;
+            replace(world, &world.client, &mut client, &settings).await.map_err(|why| format!("client side: {why}"))
+        };
+        let outcome = outcome.await;
+        stop.store(true, Ordering::Relaxed);
+        outcome
+    };
+    let (outcome, ()) = tokio::join!(restarts, load);
+    let connections = seen.connections.load(Ordering::Relaxed);
+    let slowest = Duration::from_micros(seen.slowest_micros.load(Ordering::Relaxed));
+    println!("  {connections} connections, the slowest took {slowest:?}");
+    outcome?;
+    let failures = std::mem::take(&mut *seen.failures.lock().expect("no panic"));
+    ensure!(failures.is_empty(), "{} of {connections} connections failed: {:?}", failures.len(), failures.first());
+    ensure!(connections > 100, "only {connections} connections were made");
+    world.server.agent.remove("server").await;
+    world.client.agent.remove("client").await;
+    application.abort();
+    Ok(())
+}
+
+/// Starts a second proxy on that node, ends the first, and watches a connection that was there before.
+async fn replace(world: &World, side: &NodeSide, old: &mut Ztunnel, settings: &[(&str, &str)]) -> Outcome {
+    let mut idle = world.client.connect(SERVICE).await.map_err(text)?;
+    exchange(&mut idle).await.map_err(text)?;
+    let mut new = world.start(side, settings)?;
+    side.proxies(2).await?;
+    new.ready(PATIENCE).await?;
+    old.terminate();
+    let asked = Instant::now();
+    // Idle for most of the drain, it still works.
+    tokio::time::sleep(DEADLINE.1 / 2).await;
+    exchange(&mut idle).await.map_err(|error| format!("after {:?} of the drain: {error}", asked.elapsed()))?;
+    let mut rest = [0; 16];
+    let end = tokio::time::timeout(PATIENCE, tokio::io::AsyncReadExt::read(&mut idle, &mut rest)).await;
+    let lasted = asked.elapsed();
+    ensure!(end.is_ok(), "the connection outlives its proxy");
+    ensure!(lasted >= DEADLINE.1 - Duration::from_millis(50), "an idle connection was cut after {lasted:?}");
+    let status = old.ended(PATIENCE).await?;
+    let took = asked.elapsed();
+    ensure!(status.success(), "the old proxy ended with {status}: {}", old.log());
+    ensure!(took < DEADLINE.1 + Duration::from_secs(2), "the old proxy took {took:?} to end");
+    side.proxies(1).await?;
+    exchange(&mut world.client.connect(SERVICE).await.map_err(text)?).await.map_err(text)?;
+    println!("  a proxy was replaced: the idle connection lasted {lasted:?}, the old process {took:?}");
+    *old = new;
+    Ok(())
+}
+
+async fn connect_on_and_on(side: &NodeSide, seen: &Seen, stop: &AtomicBool) {
+    while !stop.load(Ordering::Relaxed) {
+        let started = Instant::now();
+        let outcome = async { exchange(&mut side.connect(SERVICE).await?).await };
+        if let Err(error) = outcome.await {
+            seen.failures.lock().expect("no panic").push(format!("{error} after {:?}", started.elapsed()));
+        }
+        seen.connections.fetch_add(1, Ordering::Relaxed);
+        let micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        seen.slowest_micros.fetch_max(micros, Ordering::Relaxed);
+    }
+}
+
+/// Sockets of the pod's network with that local port.
+fn sockets_on(side: &NodeSide, port: u16) -> Outcome<usize> {
+    // Files below `/proc/net` are those of the thread's network namespace.
+    let network = side.pod.network();
+    let tables = std::thread::scope(|scope| {
+        let read = scope.spawn(|| {
+            let kind = rustix::thread::LinkNameSpaceType::Network;
+            rustix::thread::move_into_link_name_space(std::os::fd::AsFd::as_fd(&*network), Some(kind))?;
+            let read = |name| std::fs::read_to_string(format!("/proc/thread-self/net/{name}"));
+            Ok::<_, std::io::Error>(read("tcp")? + &read("tcp6").unwrap_or_default())
+        });
+        read.join().unwrap_or_else(|_| Err(std::io::Error::other("the thread panicked")))
+    });
+    const TIME_WAIT: &str = "06";
+    let ending = format!(":{port:04X}");
+    let is_ours = |line: &&str| {
+        let mut fields = line.split_whitespace();
+        fields.nth(1).is_some_and(|local| local.ends_with(&ending)) && fields.nth(1) != Some(TIME_WAIT)
+    };
+    Ok(tables.map_err(text)?.lines().filter(is_ours).count())
+}
+
+fn failure(error: &std::io::Error, proxies: &[&Ztunnel]) -> String {
+    let logs: Vec<String> = proxies.iter().map(|proxy| proxy.log()).collect();
+    format!("{error}\n{}", logs.join("\n--\n"))
+}
