@@ -16,6 +16,7 @@ use ambit_policy::{
 use arbitrary::{Result, Unstructured};
 
 mod pools;
+pub mod wire;
 
 /// Most policies, rules, entries and values at each level.
 const MAX_POLICIES: usize = 4;

@@ -139,7 +139,9 @@ fn no_address_of_the_server_answers_around_its_waypoint() {
             for host in [&server, &waypoint] {
                 for port in [5000, 15001, 15006, 15008, 15053] {
                     let answers = mesh.ask(who, &format!("{host}:{port}"), &[("POST", "/v1/traces")]);
-                    assert!(answers[0]["status"].is_null(), "{who:?} {host}:{port}: {answers:?}");
+                    // Reset, or refused with a reason.
+                    let status = &answers[0]["status"];
+                    assert!(status.is_null() || *status == 403, "{who:?} {host}:{port}: {answers:?}");
                 }
             }
         }

@@ -159,7 +159,8 @@ fn containers_run_as_their_pods_say() {
         assert_eq!(mesh.printed().matches("good day").count(), 1, "restartPolicy Never:\n{}", mesh.printed());
         let client = ["-n", "jobs", "--sa", "default"];
         let answers = mesh.ask(&client, "unready:8080", &[("GET", "/")]);
-        assert!(answers[0]["status"].is_null(), "a pod that isn't ready gets no traffic: {answers:?}");
+        assert_eq!(answers[0]["status"], 403, "a pod that isn't ready gets no traffic: {answers:?}");
+        assert!(answers[0]["body"].as_str().is_some_and(|body| body.contains("no ready endpoint")), "{answers:?}");
         std::fs::write(&flag, "").expect("written");
         mesh.wait_for("pod jobs/unready is ready");
         thread::sleep(Duration::from_millis(50));

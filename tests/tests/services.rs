@@ -150,7 +150,8 @@ fn an_l4_policy_judges_identities_at_the_node_proxy() {
         );
         for who in [BOB, OUTSIDER] {
             let refused = mesh.ask(who, "web.shop:80", &[("GET", "/")]);
-            assert!(refused[0]["status"].is_null(), "{refused:?}");
+            assert_eq!(refused[0]["status"], 403, "{refused:?}");
+            assert!(refused[0]["body"].as_str().is_some_and(|body| body.contains("ztunnel-inbound")), "{refused:?}");
         }
         let denied =
             wait_for_record(place, |record| record["verdict"] == "deny" && !record["source"]["identity"].is_null());
@@ -216,6 +217,36 @@ fn behind_a_waypoint_an_l4_policy_judges_the_original_client() {
     });
 }
 
+/// Pods of a headless service are called by their own addresses, which belong to their own waypoint.
+#[test]
+fn a_pod_with_a_waypoint_of_its_own_is_judged_there_when_called_by_its_address() {
+    each_user(|place| {
+        let web = WEB
+            .replace("metadata: {labels: {app: web}}", "metadata: {labels: {app: web, istio.io/use-waypoint: gate}}")
+            .replace("  selector: {app: web}\n", "  selector: {app: web}\n  clusterIP: None\n");
+        let gateway =
+            GATEWAY.replace("namespace: shop}", "namespace: shop, labels: {istio.io/waypoint-for: workload}}");
+        let alice_gets = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
+             metadata: {name: alice-gets, namespace: shop}\nspec:\n  targetRefs: [{kind: Gateway, group: \
+             gateway.networking.k8s.io, name: gate}]\n  rules:\n  - from: [{source: {serviceAccounts: [alice]}}]\n    \
+             to: [{operation: {methods: [GET]}}]\n";
+        let mesh = up(place, &[&web, &gateway, alice_gets]);
+        mesh.wait_for("is ready");
+        let alice = mesh.ask(ALICE, "web:8080", &[("GET", "/"), ("POST", "/x")]);
+        assert_eq!((&alice[0]["status"], &alice[1]["status"]), (&200.into(), &403.into()), "{}", mesh.printed());
+        let bob = mesh.ask(BOB, "web:8080", &[("GET", "/")]);
+        assert_eq!(bob[0]["status"], 403, "{bob:?}");
+        let denied = wait_for_record(place, |record| record["verdict"] == "deny" && record["method"] == "GET");
+        assert_eq!(denied["enforcer"]["name"], "shop/gate", "{denied}");
+        let workload = denied["destination"]["workload"].as_str().expect("a workload");
+        assert!(workload.starts_with("shop/web"), "{denied}");
+        // Nobody gets past the waypoint: not without a tunnel either.
+        let outsider = mesh.ask(OUTSIDER, "web.shop:8080", &[("GET", "/")]);
+        assert!(outsider[0]["status"] != 200, "{outsider:?}");
+        wait_for_record(place, |record| record["enforcer"]["kind"] == "waypoint-guard");
+    });
+}
+
 #[test]
 fn an_open_connection_that_an_edit_forbids_is_closed() {
     each_user(|place| {
@@ -271,7 +302,7 @@ fn what_is_not_the_meshs_goes_out_from_the_hosts_side() {
         }
         server.join().expect("the server saw what it expected");
         let unknown = mesh.ask(ALICE, "10.244.200.200:80", &[("GET", "/")]);
-        assert!(unknown[0]["status"].is_null(), "an unknown pod address must not be passed on: {unknown:?}");
+        assert_eq!(unknown[0]["status"], 403, "an unknown pod address must not be passed on: {unknown:?}");
         wait_for_record(place, |record| {
             record["verdict"] == "deny" && record["destination"]["address"] == "10.244.200.200:80"
         });

@@ -142,7 +142,8 @@ fn a_pod_outside_the_mesh_is_recorded_at_the_guard() {
         let pod = mlflow_pod(place);
         let outsider = [COLLECTOR, &["--no-mesh"]].concat();
         let answers = mesh.ask(&outsider, &format!("{pod}:5000"), &[("POST", "/v1/traces")]);
-        assert!(answers[0]["status"].is_null(), "{answers:?}");
+        assert_eq!(answers[0]["status"], 403, "{answers:?}");
+        assert!(answers[0]["body"].as_str().is_some_and(|body| body.contains("waypoint-guard")), "{answers:?}");
         mesh.wait_for("[waypoint guard]");
         let records = records(place);
         let record = records.iter().rfind(|record| record["enforcer"]["kind"] == "waypoint-guard").expect("its record");

@@ -1,7 +1,8 @@
 //! `cargo xtask`: the project's chores, so that cargo is the only tool a newcomer needs.
 //!
 //! `test [--fast]` runs every test; `lint` checks format, lints, licences and duplicate dependencies; `bench` measures the
-//! policy engine and the node proxy; `interop` lets the node proxy talk to a real ztunnel; `conformance` compares it with a real Envoy; `fuzz` tries random inputs on it; `real` runs the MLflow
+//! policy engine and the node proxy; `interop` lets the node proxy talk to a real ztunnel; `soak` runs it while everything
+//! around it changes; `conformance` compares it with a real Envoy; `fuzz` tries random inputs on it; `real` runs the MLflow
 //! example against the real server and exporter.
 #![forbid(unsafe_code)]
 
@@ -11,6 +12,7 @@ mod dependencies;
 mod fuzz;
 mod interop;
 mod real;
+mod soak;
 
 use std::{
     env,
@@ -31,6 +33,8 @@ commands:
   bench costs     measure what bytes, exchanges and handshakes cost here at least; writes target/bench/costs.json
   interop ztunnel --binary PATH
                   let the node proxy talk to a real ztunnel, both ways
+  soak ztunnel [--minutes N]
+                  change workloads, policies and certificates every second while pods talk; 15 minutes if not said
   conformance envoy [--requests N] [--seed S]
                   compare the policy engine with a real Envoy on random policies and requests (needs Python)
   fuzz [TARGET...] [--runs N]
@@ -51,6 +55,7 @@ fn main() -> ExitCode {
         ["bench", "ztunnel", arguments @ ..] => bench::ztunnel(arguments),
         ["bench", "costs"] => bench::costs(),
         ["interop", "ztunnel", arguments @ ..] => interop::ztunnel(arguments),
+        ["soak", "ztunnel", arguments @ ..] => soak::ztunnel(arguments),
         ["conformance", arguments @ ..] => conformance::run(arguments),
         ["fuzz", arguments @ ..] => fuzz::run(arguments),
         ["real"] => real::run(),

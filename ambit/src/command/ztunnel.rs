@@ -9,7 +9,8 @@ use crate::ztunnel::{self, settings::Settings};
 const OPEN_NAMES: &str = "\
 Further environment variables:
   XDS_HEADER_<NAME>, CA_HEADER_<NAME>  more metadata for the control plane and the CA
-  ISTIO_META_<NAME>                    metadata of the node, as text
+  ISTIO_META_<NAME>                    metadata of the node, as text; ISTIO_META_CLUSTER_ID stands in for CLUSTER_ID, and
+                                       ISTIO_META_ISTIO_VERSION is shown as the version
   ISTIO_METAJSON_<NAME>                metadata of the node, as JSON
   PROXY_CONFIG                         YAML with discoveryAddress, proxyAdminPort, statsPort, concurrency, proxyMetadata;
                                        also read from `defaultConfig` of ./etc/istio/config/mesh

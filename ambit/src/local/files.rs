@@ -1,32 +1,54 @@
-//! How many files the node process may have open, and how many connections that allows. Connections past that are
-//! refused; without the bound they would take the files that a change of policy, or another pod, needs.
+//! How much of this machine the node proxy's connections may take: files, and memory. Connections past that are refused;
+//! without the bound they would take what a change of policy, or another pod, needs.
 
 use ambit_ztunnel::Limits;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// More than this is never asked for: some programs, which inherit it, go through all numbers below it.
 const MOST: u64 = 131_072;
-/// Kept for everything but connections: listeners, namespaces, pipes, manifests, logs.
+/// Kept for logs, pipes, manifests, operators and the control plane.
 const RESERVED: u64 = 128;
-/// What one connection takes at most: both its sides, and its share of the tunnels.
+/// Of all files, the share kept for pods: a dozen each, for their listeners and namespaces.
+const PODS_SHARE: u64 = 8;
+/// As many pods as the share is for at most.
+const MOST_FOR_PODS: u64 = 12 * 512;
+/// What one connection takes at most: both its sides, and a further one while another endpoint is tried.
 const PER_CONNECTION: u64 = 3;
+/// Where the kernel says how much memory the container may use: in its own namespace, and in the older hierarchy.
+const MEMORY_LIMITS: [&str; 2] = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
+/// Of the container's memory, the share that connections may hold.
+const MEMORY_SHARE: u64 = 2;
 
-/// Raises the limit as far as this user may, and fits the node proxy's limits under it.
+/// Raises the limit of open files as far as this user may, and fits the node proxy's limits under it, and under the
+/// container's memory.
 pub fn fit(limits: Limits) -> Limits {
     let now = getrlimit(Resource::Nofile);
     let wanted = now.maximum.unwrap_or(MOST).min(MOST);
     let raised = Rlimit { current: Some(wanted), maximum: now.maximum };
     let current = now.current.unwrap_or(MOST);
     let open = if current < wanted && setrlimit(Resource::Nofile, raised).is_ok() { wanted } else { current };
-    under(limits, open)
+    let texts = MEMORY_LIMITS.iter().filter_map(|path| std::fs::read_to_string(path).ok());
+    // A number for each; without a limit it's a word, or larger than any memory.
+    let memory = texts.filter_map(|text| text.trim().parse().ok()).min();
+    within(under(limits, open), memory)
 }
 
 fn under(limits: Limits, files: u64) -> Limits {
-    let connections = usize::try_from(files.saturating_sub(RESERVED) / PER_CONNECTION).unwrap_or(usize::MAX).max(1);
-    let connections = limits.connections.min(connections);
-    // No pod alone may take what all need.
-    let connections_per_pod = limits.connections_per_pod.min((connections / 2).max(1));
-    Limits { connections, connections_per_pod, ..limits }
+    let reserved = RESERVED.saturating_add((files / PODS_SHARE).min(MOST_FOR_PODS));
+    let left = files.saturating_sub(reserved);
+    // A query to a resolver takes a socket.
+    let queries = limits.dns_queries.min(count(left / 8));
+    let connections = limits.connections.min(count((left - (queries as u64).min(left)) / PER_CONNECTION));
+    Limits { connections, dns_queries: queries, ..limits }
+}
+
+fn within(limits: Limits, memory: Option<u64>) -> Limits {
+    let most = memory.map_or(usize::MAX, |memory| count(memory / MEMORY_SHARE));
+    Limits { memory_bytes: limits.memory_bytes.min(most), ..limits }
+}
+
+fn count(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX).max(1)
 }
 
 #[cfg(test)]
@@ -35,12 +57,26 @@ mod tests {
 
     #[test]
     fn connections_leave_files_for_the_rest() {
-        for files in [0, 100, 256, 1_024, 4_096, MOST] {
+        for files in [0, 100, 256, 1_024, 4_096, 20_000, MOST] {
             let limits = under(Limits::default(), files);
             assert!((1..=Limits::default().connections).contains(&limits.connections));
-            assert!(limits.connections_per_pod <= limits.connections, "{files}");
-            assert!(files < 256 || limits.connections as u64 * PER_CONNECTION + RESERVED <= files, "{files}");
+            let taken = limits.connections as u64 * PER_CONNECTION + limits.dns_queries as u64;
+            let pods = (files / PODS_SHARE).min(MOST_FOR_PODS);
+            assert!(files < 256 || taken + RESERVED + pods <= files, "{files}: {taken}");
         }
-        assert_eq!(under(Limits::default(), MOST).connections, Limits::default().connections);
+        assert_eq!(under(Limits::default(), MOST), Limits::default());
+    }
+
+    #[test]
+    fn connections_hold_half_of_a_containers_memory_at_most() {
+        let default = Limits::default();
+        for (memory, bytes) in [
+            (None, default.memory_bytes),
+            (Some(256 << 20), 128 << 20),
+            (Some(u64::MAX), default.memory_bytes),
+            (Some(0), 1),
+        ] {
+            assert_eq!(within(default, memory).memory_bytes, bytes, "{memory:?}");
+        }
     }
 }

@@ -87,6 +87,10 @@ impl Writer {
     }
 
     fn write(&mut self, record: &DecisionRecord) {
+        // How allowed connections end, and what a client's proxy adds, is a cluster's access log.
+        if !record.announces_decision() {
+            return;
+        }
         if self.json_on_stdout {
             if let Ok(json) = serde_json::to_string(record) {
                 super::print_line(&json);

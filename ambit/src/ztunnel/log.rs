@@ -43,6 +43,11 @@ impl Log {
         Ok(Self { writer, levels, access })
     }
 
+    /// True if connections that open have a line too.
+    pub fn wants_openings(&self) -> bool {
+        self.access.wants_openings()
+    }
+
     /// Writes records until their source ends.
     pub async fn write_records(self, mut records: Records) {
         while let Some(record) = records.next().await {

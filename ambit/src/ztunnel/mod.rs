@@ -1,14 +1,19 @@
 //! The node proxy as a process of its own (`ambit ztunnel`): configuration and certificates from a control plane, pods from
 //! a node agent. Starts and ends in the order of `spec/ztunnel.md` 1 and 18.
 
+mod handshakes;
 mod identities;
 mod log;
+mod memory;
 mod operate;
 mod pods;
 mod readiness;
 pub mod settings;
 mod shutdown;
 mod sources;
+
+#[cfg(test)]
+mod tests;
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -24,7 +29,7 @@ use ambit_hbone::HostNetwork;
 use ambit_mesh::Store;
 use ambit_node::zds;
 use ambit_telemetry::{FLUSH_TIMEOUT, metrics::Metrics};
-use ambit_ztunnel::Ztunnel;
+use ambit_ztunnel::{OnDemand, Ztunnel};
 use ipnet::{IpNet, Ipv4Net};
 use tokio::{
     runtime::{Builder, Handle, Runtime},
@@ -36,7 +41,7 @@ use self::{
     log::Log,
     pods::{Place, Serving},
     readiness::{Part, Readiness},
-    settings::{ProxyMode, Settings},
+    settings::{ProxyMode, Settings, WorkloadName},
     shutdown::{Shutdown, Signals},
 };
 use crate::{command::Failure, local::files};
@@ -57,6 +62,8 @@ struct Proxy {
     shutdown: Shutdown,
     ztunnel: Arc<Ztunnel>,
     draining: Arc<AtomicBool>,
+    /// Pods that wait for a proxy.
+    pending: operate::Pending,
     /// Ends what only serves the proxy itself.
     stop: CancellationToken,
 }
@@ -70,12 +77,15 @@ pub fn run(settings: Settings) -> Result<ExitCode, Failure> {
     let limits = files::fit(settings.budgets.limits(ambit_ztunnel::Limits::default()));
     let runtime = |error| Failure::new(format!("can't start a runtime: {error}"));
     let data = data_plane(&settings).map_err(runtime)?;
+    let handshakes = handshakes::runtime(data.metrics().num_workers()).map_err(runtime)?;
     let control = Builder::new_current_thread().enable_all().build().map_err(runtime)?;
     let result = control.block_on(async {
-        let proxy = Proxy::start(settings, data.handle().clone(), limits).await?;
+        let runtimes = (data.handle().clone(), handshakes.handle().clone());
+        let proxy = Proxy::start(settings, runtimes, limits).await?;
         proxy.run().await
     });
     data.shutdown_timeout(RUNTIME_GRACE);
+    handshakes.shutdown_timeout(RUNTIME_GRACE);
     control.shutdown_timeout(RUNTIME_GRACE);
     result
 }
@@ -93,7 +103,11 @@ fn data_plane(settings: &Settings) -> std::io::Result<Runtime> {
 // === impl Proxy ===
 
 impl Proxy {
-    async fn start(settings: Settings, data: Handle, limits: ambit_ztunnel::Limits) -> Result<Self, Failure> {
+    async fn start(
+        settings: Settings,
+        (data, handshakes): (Handle, Handle),
+        limits: ambit_ztunnel::Limits,
+    ) -> Result<Self, Failure> {
         let metrics = Metrics::new("ztunnel", &version());
         metrics.runtimes.watch(data.clone());
         let log = Log::start(&settings.operations, Arc::clone(&metrics.dropped_log_lines))?;
@@ -115,25 +129,44 @@ impl Proxy {
         };
         let store = Store::in_network(options, &settings.mode.network);
         let stop = CancellationToken::new();
-        sources::configuration(&settings, &store, &readiness, &metrics, &stop)?;
+        let configured = sources::configuration(&settings, &store, &readiness, &metrics, &stop)?;
         let certificates = sources::certificates(&settings)?;
         if let (ProxyMode::Shared, Some(node)) = (mode, place(&settings).node) {
             // The tasks that fetch run where they are asked for.
             data.spawn(identities::keep(Arc::clone(&store), Arc::clone(&certificates), node));
         }
-        let (recorder, records) = ambit_telemetry::recorder();
+        let (recorder, records) = ambit_telemetry::recorder_counting(Arc::clone(&metrics.dropped_records));
         tokio::spawn(log.clone().write_records(records));
-        let config = configuration(&settings, limits, &metrics);
+        tokio::spawn(memory::keep_small(readiness.clone()));
+        let levels = log.clone();
+        let recorder = recorder.with_openings_when(move || levels.wants_openings());
+        let on_demand = configured.discovery.filter(|_| settings.control_plane.xds_on_demand).map(OnDemand::new);
+        let config = ambit_ztunnel::Config {
+            on_demand,
+            handshakes: Some(handshakes),
+            ..configuration(&settings, limits, &metrics)
+        };
         let ztunnel = Ztunnel::new(config, store, certificates, Arc::new(HostNetwork), recorder);
         let (shutdown, draining) = (Shutdown::new(), Arc::new(AtomicBool::new(false)));
-        operate::start(&settings, &ztunnel, &log, &metrics, &shutdown, &stop)?;
-        Ok(Self { settings, data, log, metrics, readiness, shutdown, ztunnel, draining, stop })
+        let pending = operate::Pending::default();
+        let shown = operate::Shown {
+            settings: &settings,
+            ztunnel: &ztunnel,
+            log: &log,
+            metrics: &metrics,
+            shutdown: &shutdown,
+            local: configured.local,
+            pending: Arc::clone(&pending),
+        };
+        operate::start(shown, &stop)?;
+        Ok(Self { settings, data, log, metrics, readiness, shutdown, ztunnel, draining, pending, stop })
     }
 
     async fn run(self) -> Result<ExitCode, Failure> {
         let signals = Signals::take().map_err(|error| Failure::new(format!("can't take signals: {error}")))?;
         let failure = match self.settings.mode.proxy_mode {
             ProxyMode::Shared => {
+                self.serve_itself()?;
                 // Pods that go away during the drain are still heard of: the task lives as long as the runtime.
                 let mut serving = self.serve_node();
                 tokio::select! {
@@ -161,6 +194,8 @@ impl Proxy {
     /// Serves the pods that the node agent names. Ends only if the agent breaks the protocol.
     fn serve_node(&self) -> JoinHandle<zds::ProtocolError> {
         let (client, mut status) = zds::Client::new(&self.settings.pods.inpod_uds);
+        // Set once: a node has one agent.
+        let _ = self.pending.set(client.pending());
         let (readiness, metrics) = (self.readiness.clone(), Arc::clone(&self.metrics));
         self.readiness.set(Part::Proxy, true);
         self.readiness.set(Part::Dns, true);
@@ -190,6 +225,30 @@ impl Proxy {
         let Some(name) = self.settings.mode.proxy_workload_info.clone() else {
             return Err(Failure::new("PROXY_MODE=dedicated needs PROXY_WORKLOAD_INFO"));
         };
+        let pod = self.own_pod(name)?;
+        let _data = self.data.enter();
+        self.ztunnel.add(pod).map_err(|error| Failure::new(error.to_string()))?;
+        self.readiness.set(Part::Proxy, true);
+        self.readiness.set(Part::Dns, true);
+        Ok(())
+    }
+
+    /// Serves HBONE to the proxy's own pod, if it is told which that is: so that others can fetch its metrics over mutual
+    /// TLS and under policy.
+    fn serve_itself(&self) -> Result<(), Failure> {
+        let mode = &self.settings.mode;
+        let names = [&mode.pod_name, &mode.pod_namespace, &mode.service_account];
+        if !mode.enable_proxy || names.iter().any(|name| name.is_empty()) {
+            return Ok(());
+        }
+        let [name, namespace, service_account] = names.map(Clone::clone);
+        let pod = self.own_pod(WorkloadName { namespace, name, service_account })?;
+        let _data = self.data.enter();
+        self.ztunnel.add_own(pod).map_err(|error| Failure::new(error.to_string()))
+    }
+
+    /// A workload in this process's own network.
+    fn own_pod(&self, name: WorkloadName) -> Result<ambit_ztunnel::Pod, Failure> {
         let addresses = zds::own_addresses()
             .map_err(|error| Failure::new(format!("can't list this machine's addresses: {error}")))?;
         // Without a network there is still the loopback, for a trial.
@@ -198,12 +257,7 @@ impl Proxy {
         let info =
             zds::WorkloadInfo { name: name.name, namespace: name.namespace, service_account: name.service_account };
         let network = Arc::new(HostNetwork);
-        let pod = pods::pod(&uid, info, addresses, network, &place(&self.settings)).map_err(Failure::new)?;
-        let _data = self.data.enter();
-        self.ztunnel.add(pod).map_err(|error| Failure::new(error.to_string()))?;
-        self.readiness.set(Part::Proxy, true);
-        self.readiness.set(Part::Dns, true);
-        Ok(())
+        pods::pod(&uid, info, addresses, network, &place(&self.settings)).map_err(Failure::new)
     }
 
     /// Takes nothing new, and lets open connections end until the deadline.
@@ -257,6 +311,9 @@ fn configuration(settings: &Settings, limits: ambit_ztunnel::Limits, metrics: &A
         transport: settings.transport.limits(),
         mark,
         preserve_source: settings.pods.enable_orig_src.unwrap_or_else(may_preserve_source),
+        tunnel_to_loopback: settings.pods.localhost_app_tunnel,
+        response_baggage: settings.transport.enable_response_baggage,
+        explain_refusals: settings.transport.explain_refusals,
         stream: settings.transport.stream(),
         idle: settings.transport.idle(),
         ports: ambit_ztunnel::Ports { dns: settings.mode.dns_proxy_addr, ..ambit_ztunnel::Ports::default() },

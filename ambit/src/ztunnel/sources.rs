@@ -17,12 +17,21 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     readiness::{Part, Readiness},
-    settings::{ProxyMode, Settings, metadata, prefixed},
+    settings::{ControlPlane, ProxyMode, Settings, metadata, prefixed},
 };
 use crate::command::Failure;
 
 /// How often what the discovery client counts is taken over into the metrics.
 const STATS_PERIOD: Duration = Duration::from_secs(1);
+
+/// Where configuration comes from, once it does.
+#[derive(Debug, Default)]
+pub struct Configured {
+    /// The client of the control plane, if there is one.
+    pub discovery: Option<Handle>,
+    /// What the local configuration says, if there is one.
+    pub local: Option<Value>,
+}
 
 /// Brings configuration into the store, and says when the first of it is in force. A local file is there when this
 /// returns.
@@ -35,25 +44,29 @@ pub fn configuration(
     readiness: &Readiness,
     metrics: &Arc<Metrics>,
     stop: &CancellationToken,
-) -> Result<(), Failure> {
-    let control_plane = &settings.control_plane;
-    let deltas = match (&control_plane.local_xds_path, &control_plane.local_xds) {
-        (Some(path), _) => local::load(path),
-        (None, Some(text)) => local::load_text("LOCAL_XDS", text),
-        (None, None) => Ok(Vec::new()),
-    };
-    let deltas = deltas.map_err(|error| Failure::new(error.to_string()))?;
-    if !deltas.is_empty() {
-        store.apply(&deltas).map_err(|nack| Failure::new(format!("the local configuration can't be used: {nack}")))?;
-    }
-    let Some(address) = control_plane.xds_address() else {
+) -> Result<Configured, Failure> {
+    let local = local_configuration(&settings.control_plane, store)?;
+    let Some(address) = settings.control_plane.xds_address() else {
         readiness.set(Part::State, true);
-        return Ok(());
+        return Ok(Configured { discovery: None, local });
     };
     let handle = discover(settings, &address, store, stop)?;
     tokio::spawn(publish_state(handle.clone(), readiness.clone()));
-    tokio::spawn(count(handle, Arc::clone(metrics)));
-    Ok(())
+    tokio::spawn(count(handle.clone(), Arc::clone(metrics)));
+    Ok(Configured { discovery: Some(handle), local })
+}
+
+/// Puts the local configuration in force, if there is one, and returns what it says.
+fn local_configuration(control_plane: &ControlPlane, store: &Store) -> Result<Option<Value>, Failure> {
+    let wrong = |error: local::LocalError| Failure::new(error.to_string());
+    let (name, text) = match (&control_plane.local_xds_path, &control_plane.local_xds) {
+        (Some(path), _) => (path.display().to_string(), local::read(path).map_err(wrong)?),
+        (None, Some(text)) => ("LOCAL_XDS".to_owned(), text.clone()),
+        (None, None) => return Ok(None),
+    };
+    let deltas = local::load_text(&name, &text).map_err(wrong)?;
+    store.apply(&deltas).map_err(|nack| Failure::new(format!("the local configuration can't be used: {nack}")))?;
+    local::content(&name, &text).map(Some).map_err(wrong)
 }
 
 fn discover(
@@ -62,6 +75,16 @@ fn discover(
     store: &Arc<Store>,
     stop: &CancellationToken,
 ) -> Result<Handle, Failure> {
+    let (sink, pushes) = channel::channel();
+    let (client, handle) =
+        Client::new(discovery(settings, address)?, sink).map_err(|error| Failure::new(error.to_string()))?;
+    tokio::spawn(Arc::clone(store).run(pushes));
+    tokio::spawn(client.run(stop.clone()));
+    Ok(handle)
+}
+
+/// What the client of the control plane at this address is told.
+pub(super) fn discovery(settings: &Settings, address: &str) -> Result<Options, Failure> {
     let control_plane = &settings.control_plane;
     let endpoint = Server {
         address,
@@ -77,16 +100,12 @@ fn discover(
         cluster_id: settings.mode.cluster(),
         metadata: node_metadata(settings)?,
     };
-    let options = Options {
-        watches: vec![Watch::all(AUTHORIZATION_TYPE), Watch::all(ADDRESS_TYPE)],
+    let addresses = if control_plane.xds_on_demand { Watch::on_demand(ADDRESS_TYPE) } else { Watch::all(ADDRESS_TYPE) };
+    Ok(Options {
+        watches: vec![Watch::all(AUTHORIZATION_TYPE), addresses],
         state_file: control_plane.xds_state_file.clone(),
         ..Options::new(endpoint.endpoint("XDS_ADDRESS", settings)?, node)
-    };
-    let (sink, pushes) = channel::channel();
-    let (client, handle) = Client::new(options, sink).map_err(|error| Failure::new(error.to_string()))?;
-    tokio::spawn(Arc::clone(store).run(pushes));
-    tokio::spawn(client.run(stop.clone()));
-    Ok(handle)
+    })
 }
 
 /// What PROXY_CONFIG and the environment add to the node's metadata; the environment comes first.
@@ -142,7 +161,7 @@ pub fn certificates(settings: &Settings) -> Result<Arc<CertificateStore>, Failur
     }
     let source = match &control_plane.insecure_ca_dir {
         Some(folder) => insecure_ca(settings, folder)?,
-        None => ca(settings)?,
+        None => Arc::new(CaClient::new(ca(settings)?)),
     };
     Ok(CertificateStore::with_trust(source, Arc::new(SystemClock), trust))
 }
@@ -153,7 +172,8 @@ fn insecure_ca(settings: &Settings, folder: &Path) -> Result<Arc<dyn Certificate
     Ok(Arc::new(ca.with_ttl(settings.control_plane.secret_ttl)))
 }
 
-fn ca(settings: &Settings) -> Result<Arc<dyn CertificateSource>, Failure> {
+/// What the client of the CA is told.
+pub(super) fn ca(settings: &Settings) -> Result<CaOptions, Failure> {
     let control_plane = &settings.control_plane;
     let address = control_plane.ca_address().ok_or_else(|| Failure::new("CA_ADDRESS is empty"))?;
     let server = Server {
@@ -162,12 +182,12 @@ fn ca(settings: &Settings) -> Result<Arc<dyn CertificateSource>, Failure> {
         alternative: control_plane.alt_ca_hostname.as_ref(),
         headers: "CA_HEADER_",
     };
-    Ok(Arc::new(CaClient::new(CaOptions {
+    Ok(CaOptions {
         ttl: control_plane.secret_ttl,
         // The token of a dedicated proxy is its workload's own.
         impersonate: settings.mode.proxy_mode == ProxyMode::Shared,
         ..CaOptions::new(server.endpoint("CA_ADDRESS", settings)?, settings.mode.cluster())
-    })))
+    })
 }
 
 // === impl Server ===

@@ -5,8 +5,14 @@
 //! Where the kernel refuses namespaces the tests are skipped, loudly; with `CI` set that's a failure.
 
 mod control_plane;
+mod dump;
+mod flood;
+mod on_demand;
+mod own_pod;
 mod process;
+mod refusal;
 mod suite;
+mod weather;
 mod world;
 
 use std::fs;

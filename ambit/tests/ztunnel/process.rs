@@ -39,17 +39,13 @@ impl Ztunnel {
         let mut command = Command::new(program);
         command.args(arguments).env_clear().envs(settings.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output).current_dir("/");
-        // On a thread of its own, which stays in the pod's network and then ends: the program is born where it was.
-        let network = pod.network();
-        let spawned = std::thread::scope(|scope| {
-            let spawn = scope.spawn(|| {
-                rustix::thread::move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))?;
-                pass_on_capabilities()?;
-                command.spawn()
-            });
-            spawn.join().unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
-        });
+        let spawned = born_in(pod, || command.spawn());
         Ok(Self { child: spawned?, pod: Arc::clone(pod), log })
+    }
+
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// What it wrote so far.
@@ -95,10 +91,19 @@ impl Ztunnel {
 
     /// Sends SIGTERM.
     pub(crate) fn terminate(&self) {
+        self.signal(Signal::TERM);
+    }
+
+    /// Sends SIGKILL: it ends without a word.
+    pub(crate) fn kill(&self) {
+        self.signal(Signal::KILL);
+    }
+
+    fn signal(&self, signal: Signal) {
         if let Ok(pid) = i32::try_from(self.child.id())
             && let Some(pid) = Pid::from_raw(pid)
         {
-            let _ = rustix::process::kill_process(pid, Signal::TERM);
+            let _ = rustix::process::kill_process(pid, signal);
         }
     }
 
@@ -122,6 +127,31 @@ impl Drop for Ztunnel {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Runs a program in this pod's network, with the rights to change it; what it says when it fails.
+pub(crate) fn run_in(pod: &PodNamespaces, program: &str, arguments: &[&str]) -> Result<(), String> {
+    let mut command = Command::new(program);
+    command.args(arguments).env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").stdin(Stdio::null());
+    let shown = || format!("`{program} {}`", arguments.join(" "));
+    let output = born_in(pod, || command.output()).map_err(|error| format!("{}: {error}", shown()))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(format!("{}: {}", shown(), String::from_utf8_lossy(&output.stderr).trim()))
+}
+
+/// Spawns on a thread of its own, which stays in the pod's network and then ends: a program is born where that was.
+fn born_in<T: Send>(pod: &PodNamespaces, spawn: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    let network = pod.network();
+    std::thread::scope(|scope| {
+        let spawned = scope.spawn(|| {
+            rustix::thread::move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))?;
+            pass_on_capabilities()?;
+            spawn()
+        });
+        spawned.join().unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
+    })
 }
 
 /// An ordinary user's program would lose at `exec` what it may do in its own user namespace. Root's doesn't.

@@ -9,6 +9,9 @@ use std::time::{Duration, Instant};
 use ambit_node::NodeProcess;
 
 use crate::control_plane::{self, ControlPlane};
+use crate::dump::{dump, the_dump_has_what_istioctl_shows};
+use crate::on_demand::proxies_that_know_nothing_ask;
+use crate::own_pod::a_proxys_own_metrics_are_fetched_by_tunnel;
 use crate::process::Ztunnel;
 use crate::world::{
     APPLICATION, CLIENT, MESH, NodeSide, Outcome, PATIENCE, SERVICE, UNSET, World, echo, exchange, text,
@@ -22,7 +25,7 @@ const DEADLINE: (&str, Duration) = ("4s", Duration::from_secs(4));
 const LOAD: usize = 4;
 
 /// A policy against the client.
-const DENY_CLIENT: &str = r#"{
+pub(crate) const DENY_CLIENT: &str = r#"{
   "workloads": [], "services": [],
   "policies": [{"name": "no-client", "namespace": "test", "scope": "Namespace", "action": "Deny", "dryRun": false,
                 "rules": [[[{"serviceAccounts": [{"namespace": "test", "serviceAccount": "client"}]}]]]}]
@@ -35,6 +38,7 @@ macro_rules! ensure {
         }
     };
 }
+pub(crate) use ensure;
 
 /// Runs all tests, one after the other.
 pub(crate) async fn run(process: NodeProcess, folder: PathBuf, filter: Option<String>) -> ExitCode {
@@ -62,9 +66,34 @@ pub(crate) async fn run(process: NodeProcess, folder: PathBuf, filter: Option<St
         traffic_goes_through_both_proxies_and_keeps_the_clients_address,
         readiness_says_what_is_pending,
         a_control_plane_steers_both_proxies,
+        proxies_that_know_nothing_ask,
         operators_see_what_is_served_and_may_end_it,
+        the_dump_has_what_istioctl_shows,
         a_pod_that_goes_away_during_a_drain_ends_at_once,
         a_rolling_restart_under_load_loses_nothing,
+        a_proxys_own_metrics_are_fetched_by_tunnel,
+    );
+    use crate::refusal::refused_clients_read_why_and_both_logs_tell_of_them;
+    test!(refused_clients_read_why_and_both_logs_tell_of_them);
+    use crate::flood::{
+        a_storm_of_handshakes_leaves_anothers_latency, slow_readers_leave_anothers_latency,
+        ten_thousand_connections_leave_anothers_latency,
+    };
+    test!(
+        ten_thousand_connections_leave_anothers_latency,
+        a_storm_of_handshakes_leaves_anothers_latency,
+        slow_readers_leave_anothers_latency,
+    );
+    use crate::weather::{
+        a_dead_peer_is_noticed, a_partition_ends_connections_and_heals, certificates_last_while_the_ca_is_away,
+        policy_stays_while_the_control_plane_is_away, what_is_sent_arrives_through_loss,
+    };
+    test!(
+        what_is_sent_arrives_through_loss,
+        a_partition_ends_connections_and_heals,
+        a_dead_peer_is_noticed,
+        policy_stays_while_the_control_plane_is_away,
+        certificates_last_while_the_ca_is_away,
     );
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
@@ -104,8 +133,15 @@ async fn readiness_says_what_is_pending(world: &World) -> Outcome {
     ensure!(refused.contains("15008"), "the agent hears `{refused}`");
     let body = proxy.readiness().await.map_err(text)?;
     ensure!(body == "not ready, pending: workload proxy manager\n", "`{body}`");
+    let waits = &dump(&proxy).await?["workloadState"];
+    let info = serde_json::json!({
+        "name": "client", "namespace": "test", "trustDomain": "cluster.local", "serviceAccount": "client",
+    });
+    ensure!(*waits == serde_json::json!({"client": {"state": "Pending", "info": info}}), "{waits:#}");
     drop(taken);
     proxy.ready(PATIENCE).await?;
+    let served = &dump(&proxy).await?["workloadState"];
+    ensure!(served["client"]["state"] == "Up" && served["client"]["info"] == info, "{served:#}");
     world.client.agent.remove("client").await;
     Ok(())
 }
@@ -261,8 +297,18 @@ async fn replace(world: &World, side: &NodeSide, old: &mut Ztunnel, settings: &[
 async fn connect_on_and_on(side: &NodeSide, seen: &Seen, stop: &AtomicBool) {
     while !stop.load(Ordering::Relaxed) {
         let started = Instant::now();
-        let outcome = async { exchange(&mut side.connect(SERVICE).await?).await };
-        if let Err(error) = outcome.await {
+        let stage = AtomicBool::new(false);
+        let outcome = async {
+            let mut stream = side.connect(SERVICE).await?;
+            stage.store(true, Ordering::Relaxed);
+            exchange(&mut stream).await
+        };
+        let failure = match tokio::time::timeout(PATIENCE, outcome).await {
+            Ok(Ok(_)) => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(_) => Some(format!("nothing happened (connected: {})", stage.load(Ordering::Relaxed))),
+        };
+        if let Some(error) = failure {
             seen.failures.lock().expect("no panic").push(format!("{error} after {:?}", started.elapsed()));
         }
         seen.connections.fetch_add(1, Ordering::Relaxed);
@@ -271,8 +317,8 @@ async fn connect_on_and_on(side: &NodeSide, seen: &Seen, stop: &AtomicBool) {
     }
 }
 
-/// Sockets of the pod's network with that local port.
-fn sockets_on(side: &NodeSide, port: u16) -> Outcome<usize> {
+/// Sockets of the pod's network with that local port that somebody holds.
+pub(crate) fn sockets_on(side: &NodeSide, port: u16) -> Outcome<usize> {
     // Files below `/proc/net` are those of the thread's network namespace.
     let network = side.pod.network();
     let tables = std::thread::scope(|scope| {
@@ -284,16 +330,16 @@ fn sockets_on(side: &NodeSide, port: u16) -> Outcome<usize> {
         });
         read.join().unwrap_or_else(|_| Err(std::io::Error::other("the thread panicked")))
     });
-    const TIME_WAIT: &str = "06";
     let ending = format!(":{port:04X}");
+    // What the kernel alone still sends or waits for has no inode.
     let is_ours = |line: &&str| {
         let mut fields = line.split_whitespace();
-        fields.nth(1).is_some_and(|local| local.ends_with(&ending)) && fields.nth(1) != Some(TIME_WAIT)
+        fields.nth(1).is_some_and(|local| local.ends_with(&ending)) && fields.nth(7).is_some_and(|inode| inode != "0")
     };
     Ok(tables.map_err(text)?.lines().filter(is_ours).count())
 }
 
-fn failure(error: &std::io::Error, proxies: &[&Ztunnel]) -> String {
+pub(crate) fn failure(error: &std::io::Error, proxies: &[&Ztunnel]) -> String {
     let logs: Vec<String> = proxies.iter().map(|proxy| proxy.log()).collect();
     format!("{error}\n{}", logs.join("\n--\n"))
 }

@@ -72,6 +72,16 @@ impl World {
         Ok(Self { folder: folder.to_owned(), node, client, server, next_proxy, _process: process })
     }
 
+    /// A file or folder of the test's user.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.join("own").join(name)
+    }
+
+    /// One more pod.
+    pub(crate) fn pod(&self, name: &str, ip: Ipv4Addr, capture: Capture) -> Outcome<PodNamespaces> {
+        pod(&self.node, name, ip, capture)
+    }
+
     /// A pod for a proxy itself.
     pub(crate) fn proxy_pod(&self) -> Outcome<Arc<PodNamespaces>> {
         let number = self.next_proxy.fetch_add(1, Ordering::Relaxed);

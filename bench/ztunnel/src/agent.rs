@@ -1,4 +1,4 @@
-//! Stands in for the node's CNI agent towards one proxy: hands it one pod over ZDS (`spec/ztunnel.md` 11.1).
+//! Stands in for the node's CNI agent towards one proxy: hands it its pods over ZDS (`spec/ztunnel.md` 11.1).
 //!
 //! The five message shapes are written by hand on purpose: both contenders are told the same bytes, by neither's own
 //! code.
@@ -28,7 +28,7 @@ pub(crate) struct Agent {
     listener: OwnedFd,
 }
 
-/// A proxy that has its pod. Closing it tells the proxy that the agent is gone.
+/// A proxy that has its pods. Closing it tells the proxy that the agent is gone.
 pub(crate) struct Attached {
     _connection: OwnedFd,
 }
@@ -43,8 +43,8 @@ impl Agent {
         Ok(Self { listener })
     }
 
-    /// Waits for the proxy and gives it the pod. Returns once it has the pod's listeners.
-    pub(crate) fn attach(self, workload: &Workload<'_>, timeout: Duration) -> io::Result<Attached> {
+    /// Waits for the proxy and gives it the pods. Returns once it has their listeners.
+    pub(crate) fn attach(self, workloads: &[Workload<'_>], timeout: Duration) -> io::Result<Attached> {
         sockopt::set_socket_timeout(&self.listener, sockopt::Timeout::Recv, Some(timeout))?;
         let connection = accept(&self.listener)?;
         sockopt::set_socket_timeout(&connection, sockopt::Timeout::Recv, Some(timeout))?;
@@ -52,8 +52,10 @@ impl Agent {
         if !hello.starts_with(&[0x08]) {
             return Err(io::Error::other(format!("the proxy's ZDS hello is {hello:02x?}")));
         }
-        send(&connection, &add(workload), Some(workload.network))?;
-        acknowledged(&connection)?;
+        for workload in workloads {
+            send(&connection, &add(workload), Some(workload.network))?;
+            acknowledged(&connection)?;
+        }
         send(&connection, &field(3, &[]), None)?;
         acknowledged(&connection)?;
         Ok(Attached { _connection: connection })

@@ -17,7 +17,10 @@ pub(crate) const SERVER_NODE: &str = "nb";
 pub(crate) const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 7, 7);
 /// Where those are; a connection to any of them comes to the server.
 pub(crate) const MANY_NETWORK: &str = "10.246.0.0/16";
+/// The client's name in the configuration.
+pub(crate) const CLIENT_UID: &str = "Kubernetes//Pod/clients/client";
 /// The service with many endpoints.
+pub(crate) const MANY_HOSTNAME: &str = "many.servers.svc.cluster.local";
 pub(crate) const MANY_SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 7, 8);
 
 /// One client, one server, the server's service on these ports, and these policies: entries of the local form's

@@ -7,9 +7,10 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use ambit_identity::{BoxFuture, Ca, SpiffeId};
+use ambit_identity::{BoxFuture, Ca, CertificateStore, SpiffeId, SystemClock};
 use ambit_node::GATEWAY;
 use ambit_xds::{
+    AUTHORIZATION_TYPE, Resource,
     discovery::Node,
     local,
     server::{Authorize, Denied, Peer, Resources, Server},
@@ -21,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 /// Where the proxies find it: on the bridge that every pod hangs on.
 const ADDRESS: SocketAddrV4 = SocketAddrV4::new(GATEWAY, 15012);
-const TRUST_DOMAIN: &str = "cluster.local";
+pub(crate) const TRUST_DOMAIN: &str = "cluster.local";
 /// What proxies show to it. It is for namespaces that only this process is in.
 const TOKEN: &str = "a-token-for-a-benchmark";
 
@@ -29,6 +30,8 @@ const TOKEN: &str = "a-token-for-a-benchmark";
 pub(crate) struct ControlPlane {
     resources: Arc<Resources>,
     served: Mutex<Vec<ambit_xds::DeltaResponse>>,
+    tls: Arc<ServerConfig>,
+    ca: Arc<Ca>,
     root: PathBuf,
     stop: CancellationToken,
 }
@@ -43,24 +46,42 @@ impl ControlPlane {
     pub(crate) fn start(runtime: &tokio::runtime::Runtime, run: &Path) -> Result<Self, String> {
         let ca = run.join("ca");
         fs::create_dir_all(&ca).map_err(|error| format!("`{}`: {error}", ca.display()))?;
-        let ca = Ca::open(&ca, TRUST_DOMAIN).map_err(|error| error.to_string())?;
+        let ca = Arc::new(Ca::open(&ca, TRUST_DOMAIN).map_err(|error| error.to_string())?);
         let (root_pem, tls) = own_certificate()?;
         let root = run.join("control-plane-root.pem");
         fs::write(&root, root_pem).map_err(|error| format!("`{}`: {error}", root.display()))?;
         let resources = Resources::new();
+        let tls = Arc::new(tls);
         let server = Server::new(Arc::new(Bearer))
-            .with_tls(Arc::new(tls))
+            .with_tls(Arc::clone(&tls))
             .with_resources(Arc::clone(&resources))
-            .with_ca(Arc::new(ca));
+            .with_ca(Arc::clone(&ca));
         let listener = runtime.block_on(tokio::net::TcpListener::bind(ADDRESS)).map_err(|error| error.to_string())?;
         let stop = CancellationToken::new();
         runtime.spawn(server.serve(listener, stop.clone()));
-        Ok(Self { resources, served: Mutex::default(), root, stop })
+        Ok(Self { resources, served: Mutex::default(), tls, ca, root, stop })
+    }
+
+    /// Certificates from its CA, for whoever is to meet the proxies.
+    pub(crate) fn certificates(&self) -> Arc<CertificateStore> {
+        CertificateStore::new(Arc::clone(&self.ca) as _, Arc::new(SystemClock))
+    }
+
+    /// A server of another CA, for whoever trusts this control plane.
+    pub(crate) fn authority(&self, ca: Ca) -> Server {
+        Server::new(Arc::new(Bearer)).with_tls(Arc::clone(&self.tls)).with_ca(Arc::new(ca))
     }
 
     /// Serves what this text in ztunnel's local form says, and nothing that an earlier one said.
     pub(crate) fn serve(&self, text: &str) -> Result<(), String> {
+        self.serve_with(text, &[])
+    }
+
+    /// The same, and these policies as they are.
+    pub(crate) fn serve_with(&self, text: &str, policies: &[Resource]) -> Result<(), String> {
         let mut deltas = local::load_text("mesh.yaml", text).map_err(|error| error.to_string())?;
+        let authorizations = deltas.iter_mut().filter(|delta| delta.type_url == AUTHORIZATION_TYPE);
+        authorizations.for_each(|delta| delta.resources.extend_from_slice(policies));
         let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
         for old in served.iter() {
             let Some(new) = deltas.iter_mut().find(|new| new.type_url == old.type_url) else { continue };

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::phases::Phase;
+
 /// What one round found, by figure.
 pub(crate) type Figures = BTreeMap<Figure, f64>;
 
@@ -35,6 +37,11 @@ pub(crate) enum Figure {
     HeldMemory,
     AfterMemory,
     AfterMemoryShare,
+    ChoiceTen,
+    ChoiceHundred,
+    ChoiceThousand,
+    ChoiceTenThousand,
+    ChoiceGrowth,
     ChoiceCpu,
 }
 
@@ -54,7 +61,7 @@ pub(crate) enum Bar {
 // === impl Figure ===
 
 impl Figure {
-    pub(crate) const ALL: [Self; 27] = [
+    pub(crate) const ALL: [Self; 32] = [
         Self::BulkOneGbit,
         Self::BulkOneCpu,
         Self::BulkOneMachine,
@@ -81,8 +88,43 @@ impl Figure {
         Self::HeldMemory,
         Self::AfterMemory,
         Self::AfterMemoryShare,
+        Self::ChoiceTen,
+        Self::ChoiceHundred,
+        Self::ChoiceThousand,
+        Self::ChoiceTenThousand,
+        Self::ChoiceGrowth,
         Self::ChoiceCpu,
     ];
+
+    /// The phase that measures it.
+    pub(crate) fn phase(self) -> Phase {
+        match self {
+            Self::ConnectRate | Self::ConnectCpu | Self::ConnectTail => Phase::Connect,
+            Self::TunnelRate | Self::TunnelCpu => Phase::Tunnels,
+            Self::SustainedRate | Self::SustainedLastRate | Self::SustainedFailures => Phase::Sustained,
+            Self::IdleMemory | Self::HeldMemory | Self::AfterMemory | Self::AfterMemoryShare => Phase::Memory,
+            Self::ChoiceTen
+            | Self::ChoiceHundred
+            | Self::ChoiceThousand
+            | Self::ChoiceTenThousand
+            | Self::ChoiceGrowth
+            | Self::ChoiceCpu => Phase::Choice,
+            Self::BulkOneGbit
+            | Self::BulkOneCpu
+            | Self::BulkOneMachine
+            | Self::BulkEightGbit
+            | Self::BulkEightCpu
+            | Self::BulkEightMachine
+            | Self::ExchangeManyRate
+            | Self::ExchangeManyCpu
+            | Self::ExchangeManyTail
+            | Self::ExchangeOneRate
+            | Self::ExchangeOneMedian
+            | Self::ExchangeOneTail
+            | Self::ExchangeOneTailAdded
+            | Self::ExchangeOneCpu => Phase::Steady,
+        }
+    }
 
     /// What it is, with its unit, and its bar.
     pub(crate) fn describe(self) -> (&'static str, Bar) {
@@ -114,7 +156,12 @@ impl Figure {
             Self::HeldMemory => ("memory more per 1,000 idle connections, KiB", RatioAtMost(0.8, 0.8)),
             Self::AfterMemory => ("memory after 10,000 came and went, KiB", None),
             Self::AfterMemoryShare => ("the same, over idle", AtMost(1.2)),
-            Self::ChoiceCpu => ("choosing from 10,000 endpoints, CPU us more than from 1", AtMost(2.0)),
+            Self::ChoiceTen => ("choosing one of 10 endpoints, ns", AtMost(2_000.0)),
+            Self::ChoiceHundred => ("choosing one of 100 endpoints, ns", AtMost(2_000.0)),
+            Self::ChoiceThousand => ("choosing one of 1,000 endpoints, ns", AtMost(2_000.0)),
+            Self::ChoiceTenThousand => ("choosing one of 10,000 endpoints, ns", AtMost(2_000.0)),
+            Self::ChoiceGrowth => ("choosing one of 10,000 over one of 10", AtMost(2.0)),
+            Self::ChoiceCpu => ("a connection to a service with 10,000 endpoints, CPU us more than with 1", None),
         }
     }
 }
@@ -122,14 +169,43 @@ impl Figure {
 // === impl Bar ===
 
 impl Bar {
-    /// The bar in words, and whether it holds; nothing where it can't be told.
-    pub(crate) fn judge(self, ours: f64, theirs: Option<f64>) -> (String, Option<bool>) {
+    /// The bar in words.
+    pub(crate) fn asked(self) -> String {
+        match self {
+            Self::RatioAtLeast(bar, _) => format!(">= {bar}"),
+            Self::RatioAtMost(bar, _) => format!("<= {bar}"),
+            Self::AtMost(bar) => format!("itself <= {bar}"),
+            Self::None => String::new(),
+        }
+    }
+
+    /// What to reach for, in words, where that is more.
+    pub(crate) fn reach(self) -> String {
+        match self {
+            Self::RatioAtLeast(bar, reach) | Self::RatioAtMost(bar, reach) if (bar - reach).abs() > f64::EPSILON => {
+                reach.to_string()
+            }
+            _ => String::new(),
+        }
+    }
+
+    /// Whether it holds; nothing where it can't be told.
+    pub(crate) fn holds(self, ours: f64, theirs: Option<f64>) -> Option<bool> {
         let ratio = theirs.map(|theirs| ours / theirs);
         match self {
-            Self::RatioAtLeast(bar, reach) => (format!(">= {bar} ({reach})"), ratio.map(|ratio| ratio >= bar)),
-            Self::RatioAtMost(bar, reach) => (format!("<= {bar} ({reach})"), ratio.map(|ratio| ratio <= bar)),
-            Self::AtMost(bar) => (format!("itself <= {bar}"), Some(ours <= bar)),
-            Self::None => (String::new(), None),
+            Self::RatioAtLeast(bar, _) => ratio.map(|ratio| ratio >= bar),
+            Self::RatioAtMost(bar, _) => ratio.map(|ratio| ratio <= bar),
+            Self::AtMost(bar) => Some(ours <= bar),
+            Self::None => None,
+        }
+    }
+
+    /// Whether what is to be reached for is reached.
+    pub(crate) fn is_reached(self, ours: f64, theirs: Option<f64>) -> Option<bool> {
+        match self {
+            Self::RatioAtLeast(_, reach) => Self::RatioAtLeast(reach, reach).holds(ours, theirs),
+            Self::RatioAtMost(_, reach) => Self::RatioAtMost(reach, reach).holds(ours, theirs),
+            Self::AtMost(_) | Self::None => None,
         }
     }
 }
@@ -150,8 +226,14 @@ mod tests {
             (Bar::None, 1.0, Some(1.0), None),
         ];
         for (bar, ours, theirs, wanted) in cases {
-            assert_eq!(bar.judge(ours, theirs).1, wanted, "{bar:?} {ours} {theirs:?}");
+            assert_eq!(bar.holds(ours, theirs), wanted, "{bar:?} {ours} {theirs:?}");
         }
+        assert_eq!(Bar::RatioAtLeast(1.2, 1.8).is_reached(18.0, Some(10.0)), Some(true));
+        assert_eq!(Bar::RatioAtMost(0.8, 0.5).is_reached(6.0, Some(10.0)), Some(false));
+        assert_eq!(
+            (Bar::RatioAtLeast(1.3, 1.3).reach(), Bar::RatioAtMost(0.8, 0.5).reach()),
+            (String::new(), "0.5".to_owned())
+        );
     }
 
     #[test]

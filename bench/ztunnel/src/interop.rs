@@ -3,6 +3,7 @@
 
 mod cases;
 mod exchanges;
+mod golden;
 mod server;
 
 use std::{
@@ -67,6 +68,7 @@ pub(crate) fn run(node: &Node, contenders: &[Contender; 2], out: &Path, host_pid
         verdicts.push((from.name, to.name, judged));
     }
     report(&verdicts);
+    wrong.extend(golden::run(&place, node, &control, contenders)?);
     if wrong.is_empty() { Ok(()) } else { Err(format!("{} differ:\n{}", wrong.len(), wrong.join("\n"))) }
 }
 

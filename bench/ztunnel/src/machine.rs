@@ -46,10 +46,24 @@ pub(crate) fn processor_seconds(pid: u32) -> io::Result<f64> {
 
 /// Resident memory of a process in KiB.
 pub(crate) fn resident_kib(pid: u32) -> io::Result<f64> {
+    status(pid, "VmRSS:")
+}
+
+/// Threads of a process.
+pub(crate) fn threads(pid: u32) -> io::Result<f64> {
+    status(pid, "Threads:")
+}
+
+/// Open descriptors of a process.
+pub(crate) fn descriptors(pid: u32) -> io::Result<usize> {
+    Ok(fs::read_dir(format!("/proc/{pid}/fd"))?.count())
+}
+
+fn status(pid: u32, name: &str) -> io::Result<f64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
     line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok())
-        .ok_or_else(|| io::Error::other(format!("`/proc/{pid}/status` has no VmRSS; is the process still there?")))
+        .ok_or_else(|| io::Error::other(format!("`/proc/{pid}/status` has no {name} Is the process still there?")))
 }
 
 /// Kernel, number and name of the processors.
@@ -105,5 +119,8 @@ mod tests {
         assert!(processor_seconds(own).expect("this process") >= before + 0.05);
         assert!(Processors::now().expect("the machine").busy_seconds_since(machine) >= 0.05);
         assert!(resident_kib(own).expect("this process") > 500.0);
+        assert!(threads(own).expect("this process") >= 1.0);
+        // The folder that is read is one.
+        assert!(descriptors(own).expect("this process") >= 1);
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! What it does: makes two pods in network namespaces of their own with the mesh's redirection, starts a node proxy for
 //! each, and measures what a client in one and a server in the other see, for each contender in turn; lets Ambit's proxy
-//! talk to a real ztunnel; measures what bytes, exchanges and handshakes cost on this processor at least.
+//! talk to a real ztunnel; soaks it while everything around it changes; measures what bytes, exchanges and handshakes cost on this processor at least.
 //! What it refuses to do: touch anything outside of the namespaces it made.
 #![forbid(unsafe_code)]
 
@@ -21,6 +21,7 @@ mod pods;
 mod proxy;
 mod report;
 mod rounds;
+mod soak;
 mod stage;
 
 use std::process::ExitCode;
@@ -49,6 +50,7 @@ fn run(arguments: &Arguments, process: &NodeProcess) -> Result<(), String> {
     match &arguments.command {
         Command::Costs => costs::run(&arguments.out),
         Command::Interop(interop) => interop::run(&node, interop, &arguments.out, process.owner.host_pid),
+        Command::Soak(soak) => soak::run(&node, soak, &arguments.out, process.owner.host_pid),
         Command::Rounds(rounds) => rounds::run(&node, rounds, &arguments.out, process.owner.host_pid),
     }
 }

@@ -7,7 +7,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ambit_mesh::Store;
+use ambit_xds::local;
+
 use crate::{
+    arguments::OURS,
     configuration,
     figures::{Figure, Figures},
     load::{self, Outcome, Server, Until},
@@ -23,19 +27,30 @@ const EXCHANGE_BYTES: usize = 64;
 const BULK_WARM_UP: Duration = Duration::from_millis(700);
 /// How long connections a second are measured. Short enough that a wide range of ports isn't used up.
 const CONNECT_TIME: Duration = Duration::from_secs(2);
+/// The first connections of new proxies fetch certificates and make the tunnel; they aren't counted.
+const FIRST: u64 = 32;
 const SUSTAINED_TIME: Duration = Duration::from_secs(60);
-/// A proxy that has just started still warms up.
-const SETTLE: Duration = Duration::from_secs(1);
-/// How long after the last connection memory is looked at again.
-const CALM: Duration = Duration::from_secs(15);
+/// How long nothing happens before memory is looked at: allocators give it back a while after it was freed.
+const CALM: Duration = Duration::from_secs(12);
 /// Endpoints of the service with many.
 const ENDPOINTS: usize = 10_000;
+/// Endpoints among which Ambit's choice alone is timed.
+const CHOICES: [(usize, Figure); 4] = [
+    (10, Figure::ChoiceTen),
+    (100, Figure::ChoiceHundred),
+    (1_000, Figure::ChoiceThousand),
+    (10_000, Figure::ChoiceTenThousand),
+];
+/// Choices timed at once, and how often: the least time counts.
+const CHOICE_ROUNDS: u64 = 100_000;
+const CHOICE_TIMES: usize = 5;
 const HELD: usize = 1_000;
 const CAME_AND_WENT: u64 = 10_000;
 const GIB: f64 = 1_073_741_824.0;
 
 /// A part of a round.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Phase {
     /// Bulk and exchanges.
     Steady,
@@ -51,6 +66,16 @@ pub(crate) enum Phase {
     Choice,
 }
 
+/// What a phase found.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    pub(crate) figures: Figures,
+    /// Connections of each second, where the phase lasts long.
+    pub(crate) by_second: Vec<u64>,
+    /// What spoils the figures all the same.
+    pub(crate) fault: Option<String>,
+}
+
 // === impl Phase ===
 
 impl Phase {
@@ -63,6 +88,16 @@ impl Phase {
         ("choice", Self::Choice),
     ];
 
+    /// Whether it takes so long that not every round has it.
+    pub(crate) fn is_long(self) -> bool {
+        matches!(self, Self::Sustained | Self::Memory | Self::Choice)
+    }
+
+    /// Whether there is something to measure without proxies.
+    pub(crate) fn has_direct(self) -> bool {
+        matches!(self, Self::Steady | Self::Connect)
+    }
+
     /// Measures it; without a contender, the direct connection.
     pub(crate) fn run(
         self,
@@ -70,7 +105,7 @@ impl Phase {
         contender: Option<&Contender>,
         time: Duration,
         patience: Duration,
-    ) -> Result<Figures, String> {
+    ) -> Result<Found, String> {
         director.control.serve(&configuration::measured())?;
         let proxies = contender.map(|contender| [contender; 2]);
         let scene = Scene { proxies, ports: Ports::Wide, server_captured: true, environment: &[] };
@@ -92,13 +127,17 @@ impl Phase {
                     director.play(Scene { server_captured: false, ..scene }, |stage, _| choice(stage, patience))
                 };
                 let (one, many) = (cost(1)?, cost(ENDPOINTS)?);
-                Ok(Figures::from([(Figure::ChoiceCpu, many - one)]))
+                let mut figures = Figures::from([(Figure::ChoiceCpu, many - one)]);
+                if contender.is_some_and(|contender| contender.name == OURS) {
+                    figures.extend(choices(patience)?);
+                }
+                Ok(Found::from(figures))
             }
         }
     }
 }
 
-fn steady(stage: &Stage, server: &Server, time: Duration, patience: Duration) -> io::Result<Figures> {
+fn steady(stage: &Stage, server: &Server, time: Duration, patience: Duration) -> io::Result<Found> {
     let mut figures = Figures::new();
     let streams = [
         (1, [Figure::BulkOneGbit, Figure::BulkOneCpu, Figure::BulkOneMachine]),
@@ -119,7 +158,7 @@ fn steady(stage: &Stage, server: &Server, time: Duration, patience: Duration) ->
     figures.insert(Figure::ExchangeOneMedian, one.quantile_us(0.5));
     figures.insert(Figure::ExchangeOneTail, one.quantile_us(0.99));
     figures.insert(Figure::ExchangeOneCpu, cpu);
-    Ok(figures)
+    Ok(Found::from(figures))
 }
 
 /// Gbit/s, CPU s/GiB of the proxies, CPU s/GiB of the machine.
@@ -154,37 +193,50 @@ fn exchange(stage: &Stage, connections: usize, time: Duration) -> io::Result<(Ou
     Ok((outcome, each))
 }
 
-fn connect(stage: &Stage, patience: Duration) -> io::Result<Figures> {
-    quiet(patience)?;
-    let (mut outcome, cpu) = stage.as_client(|| load::connect(Stage::echo(), 16, Until::Time(CONNECT_TIME)))?;
-    none_failed(&outcome)?;
-    Ok(Figures::from([
+fn connect(stage: &Stage, patience: Duration) -> io::Result<Found> {
+    let (mut outcome, cpu) = connections(stage, patience)?;
+    Ok(Found::from(Figures::from([
         (Figure::ConnectRate, outcome.per_second()),
         (Figure::ConnectCpu, cpu * 1e6 / number(outcome.operations())),
         (Figure::ConnectTail, outcome.quantile_us(0.99)),
-    ]))
+    ])))
 }
 
-fn tunnels(stage: &Stage, patience: Duration) -> io::Result<Figures> {
+fn tunnels(stage: &Stage, patience: Duration) -> io::Result<Found> {
+    let (outcome, cpu) = connections(stage, patience)?;
+    Ok(Found::from(Figures::from([
+        (Figure::TunnelRate, outcome.per_second()),
+        (Figure::TunnelCpu, cpu * 1e6 / number(outcome.operations())),
+    ])))
+}
+
+/// New connections of 16 clients for [`CONNECT_TIME`], and CPU seconds of the proxies.
+fn connections(stage: &Stage, patience: Duration) -> io::Result<(Outcome, f64)> {
+    first(stage)?;
     quiet(patience)?;
     let (outcome, cpu) = stage.as_client(|| load::connect(Stage::echo(), 16, Until::Time(CONNECT_TIME)))?;
     none_failed(&outcome)?;
-    Ok(Figures::from([
-        (Figure::TunnelRate, outcome.per_second()),
-        (Figure::TunnelCpu, cpu * 1e6 / number(outcome.operations())),
-    ]))
+    Ok((outcome, cpu))
 }
 
-fn sustained(stage: &Stage, patience: Duration) -> io::Result<Figures> {
+fn sustained(stage: &Stage, patience: Duration) -> io::Result<Found> {
+    first(stage)?;
     quiet(patience)?;
     let (outcome, _) = stage.as_client(|| load::connect(Stage::echo(), 16, Until::Time(SUSTAINED_TIME)))?;
     let half = usize::try_from(SUSTAINED_TIME.as_secs() / 2).unwrap_or_default();
     let last: Vec<u64> = outcome.by_second.iter().copied().skip(half).take(half).collect();
-    Ok(Figures::from([
+    let figures = Figures::from([
         (Figure::SustainedRate, outcome.per_second()),
         (Figure::SustainedLastRate, number(last.iter().sum()) / number(half as u64)),
         (Figure::SustainedFailures, number(outcome.failures)),
-    ]))
+    ]);
+    let fault = none_failed(&outcome).err().map(|error| error.to_string());
+    Ok(Found { figures, by_second: outcome.by_second, fault })
+}
+
+/// A few connections, so that certificates and tunnels are there. These must not fail either.
+fn first(stage: &Stage) -> io::Result<()> {
+    none_failed(&stage.client.run(|| load::connect(Stage::echo(), 1, Until::Count(FIRST)))?)
 }
 
 /// CPU us of the client's proxy per connection to the service with many endpoints.
@@ -200,29 +252,57 @@ fn choice(stage: &Stage, patience: Duration) -> io::Result<f64> {
     Ok((proxy.processor_seconds()? - before) * 1e6 / number(outcome.operations()))
 }
 
-fn memory(stage: &Stage) -> io::Result<Figures> {
-    std::thread::sleep(SETTLE);
+/// Nanoseconds of one choice by Ambit, by the number of endpoints: this program has its code, as a release build.
+fn choices(patience: Duration) -> Result<Figures, String> {
+    let mut figures = Figures::new();
+    for (endpoints, figure) in CHOICES {
+        let deltas = local::load_text("mesh.yaml", &configuration::many_endpoints(endpoints));
+        let store = Store::new(ambit_policy::Options::default());
+        store.apply(&deltas.map_err(|error| error.to_string())?).map_err(|nack| nack.to_string())?;
+        quiet(patience).map_err(|error| error.to_string())?;
+        let choice = ambit_ztunnel::measuring::Choosing {
+            client: configuration::CLIENT_UID,
+            namespace: configuration::SERVER_NAMESPACE,
+            hostname: configuration::MANY_HOSTNAME,
+            port: load::ECHO_PORT,
+        };
+        let times = (0..CHOICE_TIMES).map(|_| choice.time(&store, CHOICE_ROUNDS));
+        let least = times.min().flatten().ok_or("the service with many endpoints has none")?;
+        figures.insert(figure, least.as_secs_f64() * 1e9 / number(CHOICE_ROUNDS));
+    }
+    if let (Some(few), Some(many)) = (figures.get(&Figure::ChoiceTen), figures.get(&Figure::ChoiceTenThousand)) {
+        figures.insert(Figure::ChoiceGrowth, many / few);
+    }
+    Ok(figures)
+}
+
+fn memory(stage: &Stage) -> io::Result<Found> {
+    first(stage)?;
+    std::thread::sleep(CALM);
     let idle = stage.resident_kib()?;
     let held = stage.client.run(|| load::hold(Stage::echo(), HELD))?;
-    std::thread::sleep(SETTLE);
+    std::thread::sleep(CALM);
     let holding = stage.resident_kib()?;
     drop(held);
-    stage.client.run(|| load::connect(Stage::echo(), 16, Until::Count(CAME_AND_WENT)))?;
+    none_failed(&stage.client.run(|| load::connect(Stage::echo(), 16, Until::Count(CAME_AND_WENT)))?)?;
     std::thread::sleep(CALM);
     let after = stage.resident_kib()?;
-    Ok(Figures::from([
+    Ok(Found::from(Figures::from([
         (Figure::IdleMemory, idle),
         (Figure::HeldMemory, (holding - idle) * 1_000.0 / number(HELD as u64)),
         (Figure::AfterMemory, after),
         (Figure::AfterMemoryShare, after / idle),
-    ]))
+    ])))
 }
 
 /// A figure in which connections failed is no figure.
 fn none_failed(outcome: &Outcome) -> io::Result<()> {
-    match outcome.failures {
-        0 => Ok(()),
-        failures => Err(io::Error::other(format!("{failures} of {} connections failed", outcome.operations()))),
+    match (outcome.failures, outcome.stalled, outcome.operations()) {
+        (0, 0, 1..) => Ok(()),
+        (failures, stalled, good) => {
+            let message = format!("{failures} connections failed and {stalled} got no answer, beside {good} good ones");
+            Err(io::Error::other(message))
+        }
     }
 }
 
@@ -231,6 +311,14 @@ fn quiet(patience: Duration) -> io::Result<()> {
         eprintln!("the machine is busy with something else: this figure is worth less");
     }
     Ok(())
+}
+
+// === impl Found ===
+
+impl From<Figures> for Found {
+    fn from(figures: Figures) -> Self {
+        Self { figures, ..Self::default() }
+    }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts here are far below 2^52")]

@@ -4,11 +4,15 @@ use std::{
     fs, io,
     net::Ipv4Addr,
     os::fd::{AsFd, OwnedFd},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread::ScopedJoinHandle,
     time::{Duration, Instant},
 };
 
+use ambit_hbone::Network;
 use ambit_node::{Capture, Node, PodDns, PodNamespaces, PodNetworkSpec};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
@@ -78,6 +82,11 @@ impl Pod {
     /// The file that stands for its network namespace.
     pub(crate) fn network(&self) -> &OwnedFd {
         &self.network
+    }
+
+    /// Makes sockets in its network.
+    pub(crate) fn sockets(&self) -> Arc<dyn Network> {
+        self.namespaces.network()
     }
 
     /// Runs `work` on a thread of its own in the pod's network; every socket it makes is the pod's.

@@ -42,8 +42,8 @@ pub(crate) struct Start<'a> {
     /// The node's name, as the configuration has it.
     pub(crate) node: &'a str,
     pub(crate) ip: Ipv4Addr,
-    /// The pod it serves.
-    pub(crate) workload: Workload<'a>,
+    /// The pods it serves.
+    pub(crate) workloads: &'a [Workload<'a>],
     /// Variables beside those that every proxy gets.
     pub(crate) environment: &'a [(String, String)],
     /// Folder of its ZDS socket.
@@ -72,7 +72,7 @@ impl Proxy {
         let agent = Agent::new(&socket).map_err(what)?;
         let log = start.logs.join(format!("{name}-{}.log", start.node));
         let mut child = pod.run(|| spawn(start, &socket, &log)).map_err(what)?;
-        match agent.attach(&start.workload, START_TIMEOUT).and_then(|agent| {
+        match agent.attach(start.workloads, START_TIMEOUT).and_then(|agent| {
             pod.run(await_ready)?;
             Ok(agent)
         }) {
@@ -90,6 +90,11 @@ impl Proxy {
         }
     }
 
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub(crate) fn processor_seconds(&self) -> io::Result<f64> {
         machine::processor_seconds(self.child.id())
     }
@@ -104,7 +109,12 @@ impl Proxy {
     }
 
     /// Asks it to end, insists after [`STOP_TIMEOUT`], and gives its network back.
-    pub(crate) fn stop(mut self) -> Pod {
+    pub(crate) fn stop(self) -> Pod {
+        self.end().0
+    }
+
+    /// The same, and says whether it ended by itself and well.
+    pub(crate) fn end(mut self) -> (Pod, bool) {
         if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
             let _ended_already = kill_process(pid, Signal::TERM);
         }
@@ -112,9 +122,10 @@ impl Proxy {
         while Instant::now() < deadline && matches!(self.child.try_wait(), Ok(None)) {
             std::thread::sleep(PROBE_INTERVAL);
         }
+        let ended = matches!(self.child.try_wait(), Ok(Some(status)) if status.success());
         let _ended_already = self.child.kill();
         let _status = self.child.wait();
-        self.pod
+        (self.pod, ended)
     }
 }
 

@@ -5,10 +5,9 @@ use std::path::Path;
 use ambit_node::Node;
 
 use crate::{
-    arguments::Rounds,
+    arguments::{OURS, Rounds, THEIRS},
     control::ControlPlane,
     machine,
-    phases::Phase,
     place::Place,
     report::{DIRECT, Report},
     stage::Director,
@@ -23,30 +22,35 @@ pub(crate) fn run(node: &Node, rounds: &Rounds, out: &Path, host_pid: u32) -> Re
 }
 
 fn campaign(director: &Director<'_>, rounds: &Rounds, file: &Path) -> Result<(), String> {
-    let mut report = Report::new(machine::describe(), rounds.time.as_secs_f64());
-    let name_of = |name| rounds.contenders.iter().map(|contender| contender.name).find(|have| *have == name);
-    let (ours, theirs) = (name_of("ambit").unwrap_or("ambit"), name_of("ztunnel"));
+    let has_theirs = rounds.contenders.iter().any(|contender| contender.name == THEIRS);
+    let mut report = Report::new(machine::describe(), rounds.time.as_secs_f64(), OURS, has_theirs.then_some(THEIRS));
     for round in 1..=rounds.rounds {
         for (name, phase) in &rounds.phases {
-            if matches!(phase, Phase::Steady | Phase::Connect) {
-                eprintln!("round {round}, {name}, {DIRECT}");
-                report.add(round, DIRECT, phase.run(director, None, rounds.time, rounds.patience)?);
+            if phase.is_long() && round > rounds.long_rounds {
+                continue;
             }
             // Who begins changes from round to round.
-            let mut contenders: Vec<_> = rounds.contenders.iter().collect();
+            let mut contenders: Vec<_> = rounds.contenders.iter().map(Some).collect();
             contenders.rotate_left((round - 1) % rounds.contenders.len());
+            if phase.has_direct() {
+                contenders.insert(0, None);
+            }
             for contender in contenders {
-                eprintln!("round {round}, {name}, {}", contender.name);
-                match phase.run(director, Some(contender), rounds.time, rounds.patience) {
-                    Ok(figures) => report.add(round, contender.name, figures),
-                    // One lost figure must not cost the others.
-                    Err(message) => eprintln!("{name} of {}: {message}", contender.name),
+                let who = contender.map_or(DIRECT, |contender| contender.name);
+                eprintln!("round {round}, {name}, {who}");
+                // One lost figure must not cost the others; it is shown as lost, though.
+                match phase.run(director, contender, rounds.time, rounds.patience) {
+                    Ok(found) => report.add(round, who, *phase, found),
+                    Err(reason) => report.fault(round, who, *phase, reason),
                 }
                 report.write(file).map_err(|error| format!("`{}`: {error}", file.display()))?;
             }
         }
-        println!("\nafter round {round}: {}\n", report.table(ours, theirs));
+        println!("\nafter round {round}: {}\n", report.table());
     }
     println!("figures of every round: `{}`", file.display());
-    Ok(())
+    match report.faults() {
+        0 => Ok(()),
+        faults => Err(format!("{faults} measurements are invalid: connections failed; see below the table")),
+    }
 }

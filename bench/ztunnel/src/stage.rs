@@ -96,7 +96,7 @@ impl Director<'_> {
                         contender,
                         node,
                         ip,
-                        workload: Workload { name, namespace, network: pod.network() },
+                        workloads: &[Workload { name, namespace, network: pod.network() }],
                         environment: &environment,
                         run: self.run,
                         logs: self.logs,

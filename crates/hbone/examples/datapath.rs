@@ -141,6 +141,7 @@ fn start(near: &Runtime, far: &Runtime, app: SocketAddr, limits: &Limits) -> Soc
                 authority: app.to_string(),
                 headers: HeaderMap::new(),
                 mark: None,
+                distant: false,
             };
             let pool = Arc::clone(&pool);
             tokio::spawn(async move {

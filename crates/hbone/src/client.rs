@@ -24,11 +24,14 @@ use tokio::{
 pub(crate) use crate::pooled::Lease;
 use crate::{
     Limits, Network, Tunnel,
+    budget::{OverBudget, Places},
     http2::{Broken, Driver, Ended, RequestHead},
     limits::{MAX_OPEN_ATTEMPTS, SPREAD_TIMEOUT},
     pooled::{self, Key, Peers, Pooled, Room, Slot},
+    refusal,
     socket::{self, ConnectOptions},
     tls::{self, Established},
+    trusted::{Peer, TrustChanges, Trusted},
 };
 
 /// Connections to peers, shared by the tunnels that may share them: same network namespace, same source identity, same
@@ -59,6 +62,8 @@ pub struct Connect {
     pub headers: HeaderMap,
     /// `SO_MARK` of the connection's socket.
     pub mark: Option<u32>,
+    /// The way leads out of this network: the machine's own congestion control is kept.
+    pub distant: bool,
 }
 
 /// Why there is no tunnel.
@@ -114,12 +119,14 @@ pub enum ConnectError {
         after: Duration,
     },
     /// The peer answered, but not with 200.
-    #[error("`{peer}` refused the tunnel with status {}", status.as_u16())]
+    #[error("`{peer}` refused the tunnel with status {}{}", status.as_u16(), because(reason.as_deref()))]
     Refused {
         /// The HBONE address.
         peer: SocketAddr,
         /// 400: bad request; 401: denied by policy; 503: the destination can't be reached.
         status: StatusCode,
+        /// What the peer says about it, if it does: one line of visible ASCII and spaces.
+        reason: Option<Arc<str>>,
     },
     /// Every connection to the peer is full.
     #[error("`{peer}` already has {limit} full connections; wait for streams to end")]
@@ -129,6 +136,9 @@ pub enum ConnectError {
         /// How many are allowed.
         limit: usize,
     },
+    /// The workload has taken what it may have.
+    #[error(transparent)]
+    Budget(#[from] OverBudget),
     /// The pool takes no more work.
     #[error("the proxy is shutting down")]
     Closed,
@@ -161,8 +171,8 @@ impl Pool {
             return Err(ConnectError::Closed);
         }
         let head = request.head()?;
-        let Connect { network, source, peer, expected, mark, .. } = request;
-        let key = Key::new(network, source, expected, peer, mark);
+        let Connect { network, source, peer, expected, mark, distant, .. } = request;
+        let key = Key::new(network, source, expected, peer, mark, distant);
         let slot = self.peers.slot(&key);
         let mut newest = 0;
         let mut attempts = 1;
@@ -200,6 +210,9 @@ impl Pool {
 
     /// Room for a stream on a connection numbered above `newer_than`, and whether that connection was there already.
     async fn lease(&self, key: &Key, slot: &Slot, newer_than: u64) -> Result<(Lease, bool), ConnectError> {
+        if !self.limits.are_connections_shared() {
+            return Ok((self.dial(key, slot).await?, false));
+        }
         match slot.checkout(newer_than, &self.limits) {
             Room::Free(lease) => return Ok((lease, true)),
             Room::Crowded(lease) => return Ok(self.spread(key, slot, lease).await),
@@ -243,14 +256,23 @@ impl Pool {
     }
 
     async fn dial(&self, key: &Key, slot: &Slot) -> Result<Lease, ConnectError> {
+        let (places, _making) = self.limits.budget.begin()?;
         let certificate = self.certificates.get(&key.source).await?;
-        let options = ConnectOptions { source: None, mark: key.mark, timeout: self.limits.connect_timeout };
+        let options = ConnectOptions {
+            mark: key.mark,
+            timeout: self.limits.connect_timeout,
+            congestion: self.limits.congestion.filter(|_| !key.distant),
+            ..ConnectOptions::default()
+        };
         let peer = key.peer;
         let tcp = socket::connect(key.network(), peer, &options).await;
-        let mut tcp = tcp.map_err(|error| ConnectError::Tcp { peer, reason: error.to_string() })?;
+        let tcp = tcp.map_err(|error| ConnectError::Tcp { peer, reason: error.to_string() })?;
         let config = tls::client_config(&certificate, &key.expected);
-        let tls = shake_hands(&mut tcp, config, &self.limits, peer).await?;
+        let changes = TrustChanges::begin(&certificate);
+        let (tcp, tls) = shake_hands(tcp, config, &self.limits, peer).await?;
+        let shown = peer_of(&certificate, &tls, &key.expected);
         let (http2, session) = Driver::client(tcp, tls, &self.limits);
+        let http2 = Trusted::new(http2, shown, changes, Arc::default());
         let id = self.sequence.fetch_add(1, Ordering::Relaxed) + 1;
         let (pooled, lease) = Pooled::new(id, session, certificate);
         // A pool that began to end meanwhile keeps nothing.
@@ -258,8 +280,10 @@ impl Pool {
             return Err(ConnectError::Closed);
         }
         let driver = pooled::Driver::new(&pooled, key.clone(), &self.peers, self.limits.idle_timeout);
-        slot.insert(pooled);
-        tokio::spawn(drive(http2, driver, self.stop.subscribe()));
+        if self.limits.are_connections_shared() {
+            slot.insert(pooled);
+        }
+        tokio::spawn(drive(http2, driver, self.stop.subscribe(), places));
         Ok(lease)
     }
 
@@ -288,7 +312,7 @@ impl Pool {
 /// # Errors
 /// When any step fails; the error names the step. `outer` is broken then.
 pub async fn connect_within<T>(
-    mut outer: T,
+    outer: T,
     certificate: &Arc<WorkloadCertificate>,
     request: Connect,
     limits: &Limits,
@@ -299,30 +323,37 @@ where
     let peer = request.peer;
     let head = request.head()?;
     let config = tls::client_config(certificate, &request.expected);
-    let tls = shake_hands(&mut outer, config, limits, peer).await?;
+    let changes = TrustChanges::begin(certificate);
+    let (outer, tls) = shake_hands(outer, config, limits, peer).await?;
+    let shown = peer_of(certificate, &tls, &request.expected);
     let (driver, session) = Driver::client(outer, tls, limits);
-    tokio::spawn(driver);
+    tokio::spawn(Trusted::new(driver, shown, changes, Arc::default()));
     let tunnel = open(Lease::alone(session), &head, limits.response_timeout, peer).await;
     tunnel.map_err(|error| error.about(peer))
 }
 
 async fn shake_hands<T>(
-    io: &mut T,
+    mut io: T,
     config: Arc<rustls::ClientConfig>,
     limits: &Limits,
     peer: SocketAddr,
-) -> Result<Established, ConnectError>
+) -> Result<(T, Established), ConnectError>
 where
-    T: AsyncRead + AsyncWrite + Unpin,
+    T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let after = limits.handshake_timeout;
-    let tls = timeout(after, tls::connect(io, config)).await;
-    let tls = tls.map_err(|_| ConnectError::HandshakeTimeout { peer, after })?;
+    let handshake = async move {
+        let tls = tls::connect(&mut io, config).await;
+        (io, tls)
+    };
+    let done = timeout(after, limits.budget.turns.run(handshake)).await;
+    let done = done.map_err(|_| ConnectError::HandshakeTimeout { peer, after })?;
+    let (io, tls) = done.map_err(|_| ConnectError::Closed)?;
     let tls = tls.map_err(|error| ConnectError::Tls { peer, reason: error.to_string() })?;
     if tls.protocol.as_deref() != Some(b"h2") {
         return Err(ConnectError::Tls { peer, reason: "the peer doesn't speak `h2`".to_owned() });
     }
-    Ok(tls)
+    Ok((io, tls))
 }
 
 async fn open(lease: Lease, request: &RequestHead, after: Duration, peer: SocketAddr) -> Result<Tunnel, OpenError> {
@@ -332,13 +363,28 @@ async fn open(lease: Lease, request: &RequestHead, after: Duration, peer: Socket
         .map_err(|_| OpenError::Final(ConnectError::ResponseTimeout { peer, after }))?
         .map_err(|broken| OpenError::new(peer, &broken))?;
     if response.status != StatusCode::OK {
-        return Err(OpenError::Final(ConnectError::Refused { peer, status: response.status }));
+        let reason = refusal::reason(&response.headers);
+        return Err(OpenError::Final(ConnectError::Refused { peer, status: response.status, reason }));
     }
     Ok(Tunnel::new(stream, response.headers, Some(lease)))
 }
 
+fn because(reason: Option<&str>) -> String {
+    reason.map(|reason| format!(": {reason}")).unwrap_or_default()
+}
+
+/// The peer of a connection, as it showed itself.
+fn peer_of(certificate: &Arc<WorkloadCertificate>, tls: &Established, expected: &[SpiffeId]) -> Peer {
+    Peer { certificate: Arc::clone(certificate), chain: tls.peer.as_slice().into(), expected: Some(expected.into()) }
+}
+
 /// Moves a connection's bytes until it ends, is dead, or is told to end.
-async fn drive(mut http2: Driver<TcpStream>, driver: pooled::Driver, mut stop: watch::Receiver<Stop>) {
+async fn drive(
+    mut http2: Trusted<Driver<TcpStream>>,
+    driver: pooled::Driver,
+    mut stop: watch::Receiver<Stop>,
+    _places: Places,
+) {
     let peer = driver.peer();
     let stopped = async {
         // A pool that is dropped lets its tunnels live on.

@@ -6,6 +6,7 @@ use std::{
     future::{Future, poll_fn},
     io::{self, IoSlice},
     pin::Pin,
+    sync::atomic::{AtomicU64, Ordering},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -61,6 +62,13 @@ pub trait Reset {
     }
 }
 
+/// Bytes that a copy has moved so far, for whoever looks while it goes on, or after it was cancelled.
+#[derive(Debug, Default)]
+pub struct Moved {
+    a_to_b: AtomicU64,
+    b_to_a: AtomicU64,
+}
+
 /// A copy that ended before both directions were finished.
 #[derive(Debug)]
 pub struct CopyError {
@@ -99,18 +107,37 @@ where
     A: AsyncRead + AsyncWrite + Reset + Unpin,
     B: AsyncRead + AsyncWrite + Reset + Unpin,
 {
+    bidirectional_counting(a, b, timeouts, &Moved::default()).await
+}
+
+/// The same, saying in `moved` how far it has come, each time it has nothing more to do for now.
+///
+/// # Errors
+/// As [`bidirectional_within`].
+pub async fn bidirectional_counting<A, B>(
+    a: &mut A,
+    b: &mut B,
+    timeouts: Timeouts,
+    moved: &Moved,
+) -> Result<(u64, u64), CopyError>
+where
+    A: AsyncRead + AsyncWrite + Reset + Unpin,
+    B: AsyncRead + AsyncWrite + Reset + Unpin,
+{
     let mut forth = Direction::default();
     let mut back = Direction::default();
     let mut idle = Idle { timeouts, timer: None, moved: 0, since: Instant::now() };
     let outcome = poll_fn(|cx| {
         let forth_done = forth.poll(cx, a, b)?.is_ready();
         let back_done = back.poll(cx, b, a)?.is_ready();
+        moved.set(forth.copied, back.copied);
         if forth_done && back_done {
             return Poll::Ready(Ok(()));
         }
         idle.poll(cx, forth.copied + back.copied, forth_done || back_done)
     })
     .await;
+    moved.set(forth.copied, back.copied);
     match outcome {
         Ok(()) => Ok((forth.copied, back.copied)),
         Err(error) => {
@@ -282,6 +309,21 @@ impl Idle {
 impl Reset for TcpStream {
     fn reset(&mut self) {
         reset_on_close(self);
+    }
+}
+
+// === impl Moved ===
+
+impl Moved {
+    /// From the first to the second stream, and back.
+    #[must_use]
+    pub fn get(&self) -> (u64, u64) {
+        (self.a_to_b.load(Ordering::Relaxed), self.b_to_a.load(Ordering::Relaxed))
+    }
+
+    fn set(&self, a_to_b: u64, b_to_a: u64) {
+        self.a_to_b.store(a_to_b, Ordering::Relaxed);
+        self.b_to_a.store(b_to_a, Ordering::Relaxed);
     }
 }
 

@@ -130,6 +130,10 @@ impl ConnectHeaders {
             map.insert(TRACEPARENT, value("traceparent", &trace.to_string())?);
         }
         if let Some(network) = &self.network {
+            // HTTP/2 knows no space around a value, and an empty one isn't understood.
+            if network.is_empty() || network.trim() != network {
+                return Err(fault("x-forwarded-network", "it is empty or has space around it"));
+            }
             map.insert(X_FORWARDED_NETWORK, value("x-forwarded-network", network)?);
         }
         Ok(map)

@@ -5,6 +5,7 @@
 //! What it refuses to do: know what a tunnel carries, or decide who may use it.
 #![forbid(unsafe_code)]
 
+pub mod budget;
 mod buffers;
 mod client;
 pub mod copy;
@@ -15,14 +16,17 @@ mod http2;
 mod keepalive;
 pub mod limits;
 mod pooled;
+mod refusal;
 mod server;
 pub mod socket;
 mod tls;
+mod trusted;
 mod tunnel;
 
 pub use client::{Connect, ConnectError, Pool, connect_within};
 pub use headers::{Baggage, ConnectHeaders, Forwarded, HeaderError, TraceParent, WorkloadKind};
 pub use limits::Limits;
+pub use refusal::REFUSAL;
 pub use server::{AcceptError, ConnectRequest, Connection, Error, accept, accept_over};
 pub use socket::{HostNetwork, Network};
 pub use tunnel::Tunnel;

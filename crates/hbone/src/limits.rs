@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::{budget::Budget, socket::Congestion};
+
 /// Bounds of HBONE connections, both ends. The default is what production uses; tests shorten the times.
 #[derive(Clone, Debug)]
 pub struct Limits {
@@ -17,7 +19,8 @@ pub struct Limits {
     pub keepalive_timeout: Duration,
     /// How long a pooled connection without a stream is kept.
     pub idle_timeout: Duration,
-    /// Concurrent streams per pooled connection (the peer's own limit holds too).
+    /// Concurrent streams per pooled connection (the peer's own limit holds too). With 1, every tunnel has a connection of
+    /// its own that ends with it, and nothing is pooled.
     pub max_streams_per_connection: usize,
     /// Streams that every connection to a peer carries before another one shares the work, up to `spread_connections`.
     pub streams_before_spread: usize,
@@ -41,6 +44,10 @@ pub struct Limits {
     pub client_send_buffer_bytes: usize,
     /// Bytes a server stream buffers before its writer has to wait.
     pub server_send_buffer_bytes: usize,
+    /// Congestion control of connections within the network, instead of the machine's.
+    pub congestion: Option<Congestion>,
+    /// What the connections share, and with whom.
+    pub budget: Budget,
 }
 
 /// Longest wait for a connection that is to share the load of others.
@@ -51,6 +58,8 @@ pub const SPREAD_PAUSE: Duration = Duration::from_secs(60);
 pub const MAX_OPEN_ATTEMPTS: usize = 3;
 /// Longest value of a header of a CONNECT that is understood or sent, in bytes.
 pub const MAX_CONNECT_HEADER_BYTES: usize = 4096;
+/// Longest reason that a peer is told, or is believed to tell, in bytes.
+pub const MAX_REFUSAL_BYTES: usize = 1024;
 /// Members of a `baggage`.
 pub const MAX_BAGGAGE_MEMBERS: usize = 64;
 /// Elements of a `forwarded` after the first: proxies on the way.
@@ -95,10 +104,26 @@ pub const MAX_SLICES: usize = 32;
 pub const MAX_TURNS: usize = 16;
 /// Buffers of each kind that a worker thread keeps for its connections.
 pub const KEPT_BUFFERS: usize = 4;
+/// Bytes that a connection may hold besides what it is charged for, in bytes: they belong to what it took when it began.
+pub const FREE_BYTES: usize = 64 * 1024;
+/// What a connection takes of its workload's memory when it begins: besides that, its task, the state of TLS and the
+/// messages of the handshake.
+pub const TUNNEL_BYTES: usize = 128 * 1024;
+/// Steps in which more than that is charged, in bytes.
+pub const QUANTUM_BYTES: usize = 64 * 1024;
+/// Bytes a stream buffers before its writer has to wait while memory is short.
+pub const SHORT_SEND_BUFFER_BYTES: usize = 8 * 1024;
 /// How long a closed connection waits for the peer to close as well.
 pub const CLOSE_LINGER: Duration = Duration::from_secs(1);
 
 // === impl Limits ===
+
+impl Limits {
+    /// Whether a connection may carry more than one tunnel, at a time or one after the other.
+    pub(crate) fn are_connections_shared(&self) -> bool {
+        self.max_streams_per_connection > 1
+    }
+}
 
 impl Default for Limits {
     fn default() -> Self {
@@ -122,6 +147,8 @@ impl Default for Limits {
             // A writer that is far ahead of its connection only spoils the processor's caches.
             client_send_buffer_bytes: 256 << 10,
             server_send_buffer_bytes: 256 << 10,
+            congestion: Congestion::unpaced(),
+            budget: Budget::default(),
         }
     }
 }

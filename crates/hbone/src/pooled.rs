@@ -30,6 +30,7 @@ pub(crate) struct Key {
     pub(crate) expected: Box<[SpiffeId]>,
     pub(crate) peer: SocketAddr,
     pub(crate) mark: Option<u32>,
+    pub(crate) distant: bool,
 }
 
 /// All keys in use.
@@ -113,10 +114,11 @@ impl Key {
         mut expected: Vec<SpiffeId>,
         peer: SocketAddr,
         mark: Option<u32>,
+        distant: bool,
     ) -> Self {
         expected.sort_unstable();
         expected.dedup();
-        Self { network, source, expected: expected.into_boxed_slice(), peer, mark }
+        Self { network, source, expected: expected.into_boxed_slice(), peer, mark, distant }
     }
 
     pub(crate) fn network(&self) -> &dyn Network {
@@ -138,7 +140,7 @@ impl PartialEq for Key {
             && self.source == other.source
             && self.expected == other.expected
             && self.peer == other.peer
-            && self.mark == other.mark
+            && (self.mark, self.distant) == (other.mark, other.distant)
     }
 }
 
@@ -146,7 +148,7 @@ impl Eq for Key {}
 
 impl Hash for Key {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        (address(&self.network), &self.source, &self.expected, self.peer, self.mark).hash(state);
+        (address(&self.network), &self.source, &self.expected, self.peer, self.mark, self.distant).hash(state);
     }
 }
 

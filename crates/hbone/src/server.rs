@@ -1,8 +1,15 @@
 //! The accepting end: mutual TLS, HTTP/2, and the CONNECT requests that come in (`spec/ztunnel.md` 2 and 5.1).
 
-use std::{fmt, future::poll_fn, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    future::poll_fn,
+    io,
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
-use ambit_identity::{SpiffeId, WorkloadCertificate, peer_identity};
+use ambit_identity::{Distrust, SpiffeId, WorkloadCertificate, peer_identity};
 use http::{HeaderMap, Method, StatusCode, uri::Authority};
 use rustls::pki_types::CertificateDer;
 use tokio::{
@@ -15,17 +22,21 @@ use crate::{
     Limits, Tunnel,
     headers::{ConnectHeaders, HeaderError},
     http2::{Driver, Ended, Incoming, ResponseHead, Shared},
+    refusal,
     socket::fold_mapped,
     tls,
+    trusted::{Peer, TrustChanges, Trusted},
 };
 
 /// An accepted HBONE connection. Dropping it ends all its tunnels.
 pub struct Connection {
     http2: Arc<Shared>,
     peer: SpiffeId,
-    certificates: Vec<CertificateDer<'static>>,
+    certificates: Arc<[CertificateDer<'static>]>,
     peer_addr: SocketAddr,
     local_addr: SocketAddr,
+    /// Why it was ended, if the peer is no longer trusted.
+    distrust: Arc<OnceLock<Distrust>>,
     ended: bool,
 }
 
@@ -83,6 +94,14 @@ pub enum Error {
         /// What failed.
         reason: Arc<str>,
     },
+    /// The peer is no longer trusted: revoked, or the root that vouched for it is gone.
+    #[error("the connection with `{peer}` was ended, since it is no longer trusted: {distrust}")]
+    Distrusted {
+        /// The peer's address.
+        peer: SocketAddr,
+        /// What has changed.
+        distrust: Distrust,
+    },
     /// The stream was reset before it was answered.
     #[error("the tunnel is gone: {reason}")]
     Stream {
@@ -92,8 +111,8 @@ pub enum Error {
 }
 
 /// Does the TLS handshake of the accepting side on `stream` as the workload of `certificate`, and begins with HTTP/2.
-/// The client must show a valid certificate of the same trust domain. A client that doesn't begin with HTTP/2 within
-/// [`Limits::handshake_timeout`] is dropped afterwards.
+/// The client must show a valid certificate of the same trust domain; once that is no longer trusted, the connection
+/// ends. A client that doesn't begin with HTTP/2 within [`Limits::handshake_timeout`] is dropped afterwards.
 ///
 /// The connection's bytes are moved by a task that this starts.
 ///
@@ -129,19 +148,26 @@ where
     }
     let after = limits.handshake_timeout;
     let config = tls::server_config(&certificate);
-    let outcome = timeout(after, tls::accept(&mut stream, config)).await;
-    let tls = outcome
-        .map_err(|_| AcceptError::Timeout { peer: peer_addr, after })?
-        .map_err(|error| AcceptError::Tls { peer: peer_addr, error: error.into() })?;
+    let changes = TrustChanges::begin(&certificate);
+    let handshake = async move {
+        let tls = tls::accept(&mut stream, config).await;
+        (stream, tls)
+    };
+    let done = timeout(after, limits.budget.turns.run(handshake)).await;
+    let done = done.map_err(|_| AcceptError::Timeout { peer: peer_addr, after })?;
+    let (stream, tls) = done.map_err(|ended| io::Error::other(ended.to_string()))?;
+    let tls = tls.map_err(|error| AcceptError::Tls { peer: peer_addr, error: error.into() })?;
     if tls.protocol.as_deref() != Some(b"h2") {
         return Err(AcceptError::Peer { peer: peer_addr, reason: "it doesn't speak `h2`" });
     }
     let identity = peer_identity(&tls.peer);
     let peer = identity.ok_or(AcceptError::Peer { peer: peer_addr, reason: "it has no workload identity" })?;
-    let certificates = tls.peer.clone();
+    let certificates: Arc<[_]> = tls.peer.as_slice().into();
     let (driver, http2) = Driver::server(stream, tls, limits);
-    tokio::spawn(driver);
-    Ok(Connection { http2, peer, certificates, peer_addr, local_addr, ended: false })
+    let distrust = Arc::new(OnceLock::new());
+    let shown = Peer { certificate, chain: Arc::clone(&certificates), expected: None };
+    tokio::spawn(Trusted::new(driver, shown, changes, Arc::clone(&distrust)));
+    Ok(Connection { http2, peer, certificates, peer_addr, local_addr, distrust, ended: false })
 }
 
 // === impl Connection ===
@@ -182,7 +208,13 @@ impl Connection {
         match outcome {
             Ok(incoming) => Some(Ok(ConnectRequest { incoming })),
             Err(Ended::Finished) => None,
-            Err(Ended::Failed(reason)) => Some(Err(Error::Connection { peer: self.peer_addr, reason })),
+            Err(Ended::Failed(reason)) => {
+                let peer = self.peer_addr;
+                Some(Err(match self.distrust.get() {
+                    Some(distrust) => Error::Distrusted { peer, distrust: distrust.clone() },
+                    None => Error::Connection { peer, reason },
+                }))
+            }
         }
     }
 
@@ -250,7 +282,17 @@ impl ConnectRequest {
 
     /// Answers `status` and ends the stream.
     pub fn refuse(self, status: StatusCode) {
-        if let Err(error) = self.incoming.refuse(status) {
+        self.answer(status, HeaderMap::new());
+    }
+
+    /// The same, and says why, in one line: it arrives as the reason of
+    /// [`ConnectError::Refused`](crate::ConnectError::Refused).
+    pub fn refuse_because(self, status: StatusCode, reason: &str) {
+        self.answer(status, refusal::headers(reason));
+    }
+
+    fn answer(self, status: StatusCode, headers: HeaderMap) {
+        if let Err(error) = self.incoming.refuse_with(status, headers) {
             tracing::debug!(%error, "the refused tunnel was gone already");
         }
     }

@@ -4,6 +4,7 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::BorrowedFd,
+    sync::OnceLock,
     time::Duration,
 };
 
@@ -41,6 +42,10 @@ pub struct ConnectOptions {
     pub mark: Option<u32>,
     /// Longest wait for the connection.
     pub timeout: Duration,
+    /// How a dead peer is noticed.
+    pub stream: StreamOptions,
+    /// Instead of the machine's.
+    pub congestion: Option<Congestion>,
 }
 
 /// How to make a listener.
@@ -54,6 +59,17 @@ pub struct ListenOptions {
     pub reuse_port: bool,
     /// Connections the kernel keeps until they are accepted.
     pub backlog: i32,
+    /// How a dead peer is noticed; accepted sockets inherit it.
+    pub stream: StreamOptions,
+    /// Instead of the machine's; accepted sockets inherit it.
+    pub congestion: Option<Congestion>,
+}
+
+/// A congestion control asked for instead of the machine's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Congestion {
+    /// CUBIC, or Reno where that is refused: neither spaces out its packets by a timer.
+    Unpaced,
 }
 
 /// How the kernel finds out that the other end of a stream is gone.
@@ -100,7 +116,8 @@ pub async fn connect(network: &dyn Network, dst: SocketAddr, options: &ConnectOp
             io::Error::new(error.kind(), format!("can't connect from address `{source}` to `{dst}`: {error}"))
         })?;
     }
-    tune_stream(SockRef::from(&socket), &StreamOptions::default())?;
+    tune_stream(SockRef::from(&socket), &options.stream)?;
+    control(&socket, options.congestion);
     match socket.connect(&SockAddr::from(dst)) {
         Ok(()) => {}
         // A non-blocking connect under way: EINPROGRESS, which std has no stable kind for.
@@ -142,6 +159,9 @@ pub fn listen(network: &dyn Network, addr: SocketAddr, options: &ListenOptions) 
     if addr.is_ipv6() && addr.ip().is_unspecified() {
         socket.set_only_v6(false)?;
     }
+    // What is set here costs no system call for each connection.
+    tune_stream(SockRef::from(&socket), &options.stream)?;
+    control(&socket, options.congestion);
     socket.bind(&SockAddr::from(addr))?;
     socket.listen(options.backlog)?;
     TcpListener::from_std(socket.into())
@@ -212,6 +232,15 @@ fn tune_stream(socket: SockRef<'_>, options: &StreamOptions) -> io::Result<()> {
     Ok(())
 }
 
+/// Best effort: with the machine's own it only costs more.
+fn control(socket: &Socket, congestion: Option<Congestion>) {
+    let Some(Congestion::Unpaced) = congestion else { return };
+    // Reno is there in every kernel, for everyone; CUBIC may not be allowed to us.
+    if socket.set_tcp_congestion(b"cubic").is_err() {
+        let _slower_to_grow = socket.set_tcp_congestion(b"reno");
+    }
+}
+
 fn mark(socket: &Socket, mark: Option<u32>) -> io::Result<()> {
     let Some(mark) = mark else { return Ok(()) };
     socket.set_mark(mark).map_err(|error| {
@@ -268,6 +297,23 @@ impl Network for HostNetwork {
     }
 }
 
+// === impl Congestion ===
+
+impl Congestion {
+    /// What to ask for on short ways: something unpaced where the machine's own is BBR, which sends by timer. On a loopback
+    /// or within a cluster the timers cost a quarter of the processor time of bulk and gain nothing; over long ways BBR is
+    /// worth it.
+    #[must_use]
+    pub fn unpaced() -> Option<Self> {
+        static MACHINE: OnceLock<bool> = OnceLock::new();
+        let paced = MACHINE.get_or_init(|| {
+            let name = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control");
+            name.is_ok_and(|name| name.starts_with("bbr"))
+        });
+        paced.then_some(Self::Unpaced)
+    }
+}
+
 // === impl StreamOptions ===
 
 impl Default for StreamOptions {
@@ -288,7 +334,7 @@ impl Default for Keepalive {
 
 impl Default for ConnectOptions {
     fn default() -> Self {
-        Self { source: None, mark: None, timeout: CONNECT_TIMEOUT }
+        Self { source: None, mark: None, timeout: CONNECT_TIMEOUT, stream: StreamOptions::default(), congestion: None }
     }
 }
 
@@ -296,6 +342,13 @@ impl Default for ConnectOptions {
 
 impl Default for ListenOptions {
     fn default() -> Self {
-        Self { transparent: false, mark: None, reuse_port: false, backlog: LISTEN_BACKLOG }
+        Self {
+            transparent: false,
+            mark: None,
+            reuse_port: false,
+            backlog: LISTEN_BACKLOG,
+            stream: StreamOptions::default(),
+            congestion: None,
+        }
     }
 }

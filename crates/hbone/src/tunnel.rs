@@ -46,6 +46,12 @@ impl Tunnel {
     pub fn response_headers(&self) -> &HeaderMap {
         &self.headers
     }
+
+    /// The same, and forgets it: a tunnel that is idle for long needs no headers.
+    #[must_use]
+    pub fn take_response_headers(&mut self) -> HeaderMap {
+        std::mem::take(&mut self.headers)
+    }
 }
 
 fn broken(broken: Broken) -> io::Error {

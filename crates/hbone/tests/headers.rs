@@ -138,6 +138,9 @@ fn malformed_headers_are_refused_with_their_name_and_fault() {
     }
     for headers in [
         ConnectHeaders { network: Some("a\nb".into()), ..ConnectHeaders::default() },
+        // Found by fuzzing: the receiver would have refused these.
+        ConnectHeaders { network: Some(String::new()), ..ConnectHeaders::default() },
+        ConnectHeaders { network: Some(" a".into()), ..ConnectHeaders::default() },
         ConnectHeaders { network: Some(long), ..ConnectHeaders::default() },
         ConnectHeaders {
             forwarded: Some(Forwarded { client: None, host: Some("a;for=b".into()) }),
@@ -226,12 +229,25 @@ fn frame() -> impl Strategy<Value = Vec<u8>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
     #[test]
     fn no_frames_break_a_connections_invariants(first: u8, frames in vec(frame(), 0..40)) {
         let mut input = vec![first];
         input.extend(frames.into_iter().flatten());
         fuzzing::connection(&input);
+    }
+
+    #[test]
+    fn the_pieces_in_which_frames_come_say_nothing(first: u8, cuts in vec(any::<u8>(), 8), frames in vec(frame(), 0..20)) {
+        let mut input = vec![first];
+        input.extend(cuts);
+        input.extend(frames.into_iter().flatten());
+        fuzzing::cut_connection(&input);
+    }
+
+    #[test]
+    fn two_ends_lose_nothing_whatever_their_tasks_and_the_network_do(script in vec(any::<u8>(), 0..256)) {
+        fuzzing::connection_ends(&script);
     }
 }

@@ -97,6 +97,26 @@ async fn a_full_connection_gets_a_neighbour_and_takes_streams_again_later() {
 }
 
 #[tokio::test]
+async fn with_one_stream_per_connection_every_tunnel_has_its_own() {
+    let mesh = TestMesh::new();
+    let server = server(&mesh, quick()).await;
+    let limits = Limits { max_streams_per_connection: 1, ..quick() };
+    let client = Client::new(&mesh, limits);
+    for tunnels in 1..=3 {
+        let mut tunnel = client.open("x", server.addr, "echo:1").await;
+        tunnel.write_all(b"x").await.expect("written");
+        soon(tunnel.read_exact(&mut [0])).await.expect("echoed");
+        assert_eq!(server.connections(), tunnels, "one after the other");
+        drop(tunnel);
+        eventually("the connection ends with its tunnel", || server.ended() == tunnels).await;
+    }
+    let tries = (0..5).map(|_| client.pool.connect(client.request("x", server.addr, "echo:1")));
+    let held = soon(futures_util::future::join_all(tries)).await;
+    assert!(held.iter().all(Result::is_ok), "{held:?}");
+    assert_eq!(server.connections(), 8, "at the same time");
+}
+
+#[tokio::test]
 async fn the_peers_own_limit_holds() {
     let mesh = TestMesh::new();
     let server = server(&mesh, Limits { max_accepted_streams: 2, ..quick() }).await;

@@ -21,6 +21,8 @@ pub struct Ca {
     trust_domain: Box<str>,
     issuer: Issuer<'static, KeyPair>,
     root: CertificateDer<'static>,
+    /// Of the CAs that this one takes over from or hands over to.
+    further_roots: Vec<CertificateDer<'static>>,
     root_pem: Box<str>,
     root_not_after: SystemTime,
     ttl: Duration,
@@ -121,6 +123,7 @@ impl Ca {
             trust_domain: trust_domain.into(),
             issuer,
             root: certificate,
+            further_roots: Vec::new(),
             root_pem: pem.into(),
             root_not_after: not_after,
             ttl: DEFAULT_CERTIFICATE_TTL,
@@ -132,6 +135,13 @@ impl Ca {
     #[must_use]
     pub fn with_ttl(mut self, ttl: Duration) -> Self {
         self.ttl = ttl;
+        self
+    }
+
+    /// Hands out the root of `other` beside its own: while one CA takes over from another, workloads must trust both.
+    #[must_use]
+    pub fn trusting(mut self, other: &Ca) -> Self {
+        self.further_roots.push(other.root.clone());
         self
     }
 
@@ -171,7 +181,8 @@ impl Ca {
         let leaf = params
             .signed_by(&csr.public_key, &self.issuer)
             .map_err(|error| CaError::Signing { reason: error.to_string() })?;
-        Ok(IssuedChain { chain: vec![leaf.der().clone()], roots: vec![self.root.clone()] })
+        let roots = [&self.root].into_iter().chain(&self.further_roots).cloned().collect();
+        Ok(IssuedChain { chain: vec![leaf.der().clone()], roots })
     }
 
     /// The root certificate, PEM. Public: hand it to whoever must trust this mesh.

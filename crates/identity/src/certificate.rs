@@ -17,8 +17,9 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::{
-    ChainError, Clock, IssuedChain, SourceError, SpiffeId,
+    ChainError, Clock, Distrust, IssuedChain, SourceError, SpiffeId,
     chain::Validity,
+    distrust,
     limits::MAX_CLIENT_CONFIGS,
     tls,
     trust::Trust,
@@ -204,6 +205,25 @@ impl WorkloadCertificate {
         let config = Arc::new(self.make_client_config(expected.clone()));
         configs.insert(expected, Arc::clone(&config));
         config
+    }
+
+    /// Counts the changes of what its holder trusts. Whoever keeps connections asks again about their peers when it moves.
+    #[must_use]
+    pub fn trust_changes(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.trust.changes()
+    }
+
+    /// Why a client that was let in with `chain` (leaf first) no longer would be; nothing if it is still trusted. That its
+    /// certificate has expired since is no reason.
+    #[must_use]
+    pub fn distrust_of_client(&self, chain: &[CertificateDer<'_>]) -> Option<Distrust> {
+        distrust::of_client(&self.trust, chain, self.key.clock.now())
+    }
+
+    /// The same for a server, which was to be one of `expected`.
+    #[must_use]
+    pub fn distrust_of_server(&self, chain: &[CertificateDer<'_>], expected: &[SpiffeId]) -> Option<Distrust> {
+        distrust::of_server(&self.trust, chain, expected, self.key.clock.now())
     }
 
     fn make_client_config(&self, expected: Box<[SpiffeId]>) -> ClientConfig {

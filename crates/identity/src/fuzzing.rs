@@ -3,8 +3,11 @@
 use std::time::SystemTime;
 
 use rustls_pki_types::CertificateDer;
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-use crate::{Crls, IssuedChain, SpiffeId, listing::CertificateDetail, peer::peer_identities};
+use crate::{
+    Crls, IssuedChain, SpiffeId, limits::MAX_PEER_IDENTITIES, listing::CertificateDetail, peer::peer_identities,
+};
 
 /// A CA's answer: parts separated by zero bytes.
 pub fn chain(data: &[u8]) {
@@ -15,16 +18,35 @@ pub fn chain(data: &[u8]) {
     if let Ok(id) = SpiffeId::new("cluster.local", "a", "x") {
         assert!(issued.check(&id, &[], SystemTime::UNIX_EPOCH).is_err(), "a certificate without a key was accepted");
     }
-    issued.chain.iter().for_each(|der| certificate(der));
+    issued.chain.iter().for_each(|der| drop(certificate(der)));
 }
 
-/// A peer's certificate.
-pub fn certificate(data: &[u8]) {
+/// A peer's certificate: two parsers find the same identities in it. Gives those.
+pub fn certificate(data: &[u8]) -> Vec<SpiffeId> {
     let der = CertificateDer::from(data);
-    for identity in peer_identities(&der) {
-        assert_eq!(identity.to_string().parse().as_ref(), Ok(&identity), "an identity doesn't survive printing");
+    let identities = peer_identities(&der);
+    assert!(identities.len() <= MAX_PEER_IDENTITIES, "{} identities", identities.len());
+    for identity in &identities {
+        assert_eq!(identity.to_string().parse().as_ref(), Ok(identity), "an identity doesn't survive printing");
+    }
+    if !identities.is_empty()
+        && let Some(others) = other_opinion(data)
+    {
+        assert_eq!(identities, others, "two parsers see two peers");
     }
     let _ = CertificateDetail::new(&der);
+    identities
+}
+
+/// The identities that the other parser sees, if it can read the certificate.
+fn other_opinion(data: &[u8]) -> Option<Vec<SpiffeId>> {
+    let (_, certificate) = X509Certificate::from_der(data).ok()?;
+    let names = certificate.subject_alternative_name().ok()??;
+    let uris = names.value.general_names.iter().filter_map(|name| match name {
+        GeneralName::URI(uri) => uri.parse().ok(),
+        _ => None,
+    });
+    Some(uris.take(MAX_PEER_IDENTITIES).collect())
 }
 
 /// Revocation lists, and a certificate (the same bytes) that they are asked about.

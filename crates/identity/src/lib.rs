@@ -12,6 +12,7 @@ mod chain;
 mod clock;
 mod crl;
 mod crl_file;
+mod distrust;
 #[doc(hidden)]
 pub mod fuzzing;
 mod keeper;
@@ -35,6 +36,7 @@ pub use chain::{ChainError, IssuedChain};
 pub use clock::{Clock, SystemClock};
 pub use crl::{CrlError, Crls, Revocation};
 pub use crl_file::{CrlFile, CrlFileError};
+pub use distrust::Distrust;
 pub use listing::{CertificateDetail, CertificateRecord, certificate_pem};
 pub use peer::{expected_identity, in_trust_domain, peer_identities, peer_identity};
 pub use request::CertificateRequest;

@@ -1,5 +1,6 @@
 //! Whom to trust at this moment: roots, other domains' roots and revocation lists, read by every handshake through one
-//! atomic snapshot (`spec/ztunnel.md` 8 and 20). A change takes effect with the next handshake and ends no connection.
+//! atomic snapshot (`spec/ztunnel.md` 8 and 20). A change takes effect with the next handshake; whoever keeps connections
+//! hears of it through [`Trust::changes`] and ends those whose peers are no longer trusted.
 
 use std::{
     collections::{BTreeMap, HashMap},

@@ -68,6 +68,11 @@ pub enum EnforcementPoint<'a> {
         /// What kind of object the service is.
         kind: ServedKind,
     },
+    /// A waypoint, for traffic addressed to the workloads that it fronts.
+    WaypointWorkload {
+        /// Name of its Gateway.
+        gateway: &'a NamespacedName,
+    },
     /// The proxy of a pod, which sees connections only.
     NodeProxy {
         /// Namespace of the pod.
@@ -183,7 +188,7 @@ impl EnforcementPoint<'_> {
     #[must_use]
     pub fn enforces(&self, policy: &AuthorizationPolicy, root_namespace: &str) -> Option<Via> {
         match (self, attachment(policy, root_namespace)) {
-            (Self::Waypoint { .. }, Attachment::Targets(targets)) => {
+            (Self::Waypoint { .. } | Self::WaypointWorkload { .. }, Attachment::Targets(targets)) => {
                 let here = self.targets(root_namespace);
                 targets.into_iter().find(|target| here.contains(target)).map(Via::Target)
             }
@@ -195,18 +200,25 @@ impl EnforcementPoint<'_> {
                 let in_reach = everywhere || policy.namespace == **namespace;
                 (in_reach && contains(labels, wanted)).then_some(Via::Selector)
             }
-            (Self::Waypoint { .. }, _) | (Self::NodeProxy { .. }, Attachment::Targets(_)) => None,
+            (Self::Waypoint { .. } | Self::WaypointWorkload { .. }, _)
+            | (Self::NodeProxy { .. }, Attachment::Targets(_)) => None,
         }
     }
 
     /// What a reference must name to bring a policy here: nothing does at a node proxy.
     fn targets(&self, root_namespace: &str) -> Vec<Target> {
-        let Self::Waypoint { gateway, service, kind } = *self else { return Vec::new() };
-        let service = match kind {
-            ServedKind::Service => Target::Service(service.clone()),
-            ServedKind::ServiceEntry => Target::ServiceEntry(service.clone()),
+        let (gateway, service) = match *self {
+            Self::Waypoint { gateway, service, kind: ServedKind::Service } => {
+                (gateway, Some(Target::Service(service.clone())))
+            }
+            Self::Waypoint { gateway, service, kind: ServedKind::ServiceEntry } => {
+                (gateway, Some(Target::ServiceEntry(service.clone())))
+            }
+            Self::WaypointWorkload { gateway } => (gateway, None),
+            Self::NodeProxy { .. } => return Vec::new(),
         };
-        vec![service, Target::Gateway(gateway.clone()), Target::WaypointClass { namespace: root_namespace.into() }]
+        let waypoint = [Target::Gateway(gateway.clone()), Target::WaypointClass { namespace: root_namespace.into() }];
+        service.into_iter().chain(waypoint).collect()
     }
 }
 
@@ -244,7 +256,7 @@ impl Policies {
     #[must_use]
     pub fn enforced_at(&self, point: &EnforcementPoint<'_>, root_namespace: &str) -> Vec<(&Policy, Via)> {
         let candidates: BTreeMap<_, _> = match point {
-            EnforcementPoint::Waypoint { .. } => {
+            EnforcementPoint::Waypoint { .. } | EnforcementPoint::WaypointWorkload { .. } => {
                 let targets = point.targets(root_namespace);
                 let names = targets.iter().filter_map(|target| self.by_target.get(target)).flatten();
                 names.filter_map(|name| Some((name, self.all.get(name)?))).collect()

@@ -13,7 +13,8 @@ pub const USE_WAYPOINT_NAMESPACE: &str = "istio.io/use-waypoint-namespace";
 pub const NO_WAYPOINT: &str = "none";
 /// Label of a Gateway that says what it fronts.
 pub const WAYPOINT_FOR: &str = "istio.io/waypoint-for";
-/// Label of a Service that opens its target ports to others than its waypoint, with [`GUARD_OFF`].
+/// Label of a Service that opens its target ports to others than its waypoint, with [`GUARD_OFF`]; of a pod that has a
+/// waypoint of its own, all its ports.
 pub const WAYPOINT_GUARD: &str = "ambit.dev/waypoint-guard";
 /// Value of [`WAYPOINT_GUARD`] that switches the guard off.
 pub const GUARD_OFF: &str = "off";
@@ -116,6 +117,11 @@ fn permits(inputs: &Inputs, gateway: &Gateway, gateway_namespace: &str, namespac
             selector.selects(inputs.namespace_labels(namespace).unwrap_or(&Labels::new()))
         }
     }
+}
+
+/// Whether the Gateway is a waypoint for traffic addressed to workloads.
+pub(crate) fn fronts_workloads(gateway: &Gateway) -> bool {
+    fronts(gateway, Traffic::Workload) == Some(true)
 }
 
 /// Whether the Gateway fronts this kind of traffic; nothing if its label has no known value.

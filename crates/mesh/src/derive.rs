@@ -135,7 +135,7 @@ fn authorization_of(policy: &Policy, scope: Scope) -> Resource {
 
 /// What the waypoint of this Gateway must know; nothing if it isn't one.
 pub(crate) fn bundle(inputs: &Inputs, gateway: &NamespacedName) -> Option<Resource> {
-    inputs.gateways.get(gateway).filter(|object| object.is_waypoint())?;
+    let object = inputs.gateways.get(gateway).filter(|object| object.is_waypoint())?;
     let mut services = Vec::new();
     for (name, service) in &inputs.services {
         let bound = binding::of_service(inputs, name, service)
@@ -149,7 +149,16 @@ pub(crate) fn bundle(inputs: &Inputs, gateway: &NamespacedName) -> Option<Resour
             });
         }
     }
-    let message = Bundle { namespace: gateway.namespace.to_string(), name: gateway.name.to_string(), services };
+    let fronts_workloads = binding::fronts_workloads(object);
+    let point = EnforcementPoint::WaypointWorkload { gateway };
+    let policies = if fronts_workloads { inputs.enforced_at(&point) } else { Vec::new() };
+    let message = Bundle {
+        namespace: gateway.namespace.to_string(),
+        name: gateway.name.to_string(),
+        services,
+        hostname: if fronts_workloads { inputs.hostname(gateway) } else { String::new() },
+        workload_policies: policies.into_iter().map(|(policy, _)| on_the_wire(policy)).collect(),
+    };
     Some(resource(gateway.to_string(), &message))
 }
 
@@ -346,24 +355,24 @@ pub(crate) fn guard(inputs: &Inputs, name: &NamespacedName, pod: &Pod) -> Vec<wi
         }
     };
     for (service, object) in services_of(inputs, name, pod) {
-        if is_guard_off(object) {
+        if is_guard_off(&object.labels) {
             continue;
         }
         if let Some(binding) = binding::of_service(inputs, service, object) {
             object.ports.iter().for_each(|port| add(resolve(pod, &port.target).unwrap_or(0), service, &binding));
         }
     }
-    // Node proxies don't carry traffic addressed to pods through waypoints yet, so such a pod is reached through its
-    // services' waypoint or not at all.
-    if let Some(binding) = binding::of_pod(inputs, name, pod) {
+    // A node proxy can't tell who called a service from who called the pod. So a pod with a waypoint of its own is reached
+    // through that, through its services' waypoints, or not at all.
+    if let Some(binding) = binding::of_pod(inputs, name, pod).filter(|_| !is_guard_off(&pod.labels)) {
         add(0, name, &binding);
     }
     guarded
 }
 
-/// True if the Service's owner opened its target ports to everyone.
-pub(crate) fn is_guard_off(service: &Service) -> bool {
-    service.labels.get(WAYPOINT_GUARD).is_some_and(|value| value == GUARD_OFF)
+/// True if the owner of a Service or pod with these labels opened it to others than its waypoint.
+pub(crate) fn is_guard_off(labels: &Labels) -> bool {
+    labels.get(WAYPOINT_GUARD).is_some_and(|value| value == GUARD_OFF)
 }
 
 fn address(content: address::Type) -> Resource {

@@ -5,6 +5,7 @@
 //! workload gets no connections.
 
 mod addresses;
+mod claims;
 mod decode;
 mod endpoints;
 #[doc(hidden)]
@@ -38,7 +39,7 @@ pub use self::{
     },
 };
 
-/// The services of one waypoint.
+/// What one waypoint fronts.
 #[derive(Debug)]
 pub struct WaypointBundle {
     /// Namespace of the Gateway.
@@ -47,6 +48,10 @@ pub struct WaypointBundle {
     pub name: Arc<str>,
     /// Policies in force per service bound to this waypoint. A service that isn't here isn't served.
     pub services: HashMap<ServiceKey, Arc<Compiled>>,
+    /// Its own service, by which workloads name it; nothing if it fronts none.
+    pub own: Option<ServiceKey>,
+    /// Policies in force for every workload that it fronts.
+    pub workloads: Arc<Compiled>,
 }
 
 /// The snapshot. A change copies what it touches and shares the rest, so its cost doesn't grow with the mesh.
@@ -136,6 +141,12 @@ impl View {
         self.addresses.service(&address.network, address.ip, None)
     }
 
+    /// True if some workload or service has exactly this address in this network; ranges don't count.
+    #[must_use]
+    pub fn has_address(&self, network: &str, ip: IpAddr) -> bool {
+        self.addresses.has(network, ip)
+    }
+
     /// The services with this fully qualified name (lower case, no trailing dot), by namespace.
     pub fn services_by_hostname(&self, hostname: &str) -> impl Iterator<Item = &Arc<Service>> {
         self.services_by_hostname.get(hostname).into_iter().flatten()
@@ -187,6 +198,17 @@ impl View {
     #[must_use]
     pub fn waypoint(&self, namespace: &str, name: &str) -> Option<&Arc<WaypointBundle>> {
         self.waypoints.get(&(Arc::from(namespace), Arc::from(name)))
+    }
+}
+
+// === impl WaypointBundle ===
+
+impl WaypointBundle {
+    /// True if it serves connections to this workload's own addresses.
+    #[must_use]
+    pub fn fronts(&self, workload: &Workload) -> bool {
+        let named = workload.waypoint.as_ref().map(|waypoint| &waypoint.destination);
+        matches!((named, &self.own), (Some(Gateway::Service(key)), Some(own)) if key == own)
     }
 }
 

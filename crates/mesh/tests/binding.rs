@@ -2,6 +2,7 @@
 
 mod support;
 
+use ambit_api::authorization_policy::Action;
 use ambit_mesh::{
     binding::{self, Problem},
     derive::derive,
@@ -10,10 +11,10 @@ use ambit_mesh::{
 use ambit_xds::{
     ADDRESS_TYPE, WAYPOINT_TYPE,
     waypoint::Bundle,
-    workload::{WaypointGuard, address::Type, gateway_address::Destination},
+    workload::{WaypointGuard, Workload, address::Type, gateway_address::Destination},
 };
 use prost::Message;
-use support::{decode_address, gateway, inputs, labels, name, namespace, pod, port, service};
+use support::{decode_address, gateway, inputs, labels, name, namespace, pod, policy, port, put, service, targeting};
 
 const USE: &str = "istio.io/use-waypoint";
 const USE_NS: &str = "istio.io/use-waypoint-namespace";
@@ -157,15 +158,77 @@ fn published(
         Some(Destination::Hostname(name)) => Some(name.hostname),
         _ => None,
     });
-    let guard = workload.extensions.first().and_then(|extension| extension.config.clone()).map(|any| {
-        let guard = WaypointGuard::decode(any.value.as_slice()).expect("a guard");
-        guard.ports.into_iter().map(|port| (port.target_port, port.waypoint_name)).collect()
-    });
+    let guard = guard_of(&workload);
     let bundle = resources.get(&(WAYPOINT_TYPE, "a/w".to_owned())).map(|resource| {
         let bundle = Bundle::decode(resource.value.as_slice()).expect("a bundle");
         bundle.services.into_iter().map(|service| service.hostname).collect()
     });
-    (hostname, guard.unwrap_or_default(), bundle.unwrap_or_default())
+    (hostname, guard, bundle.unwrap_or_default())
+}
+
+/// The guarded ports of a pod, and for which waypoint.
+fn guard_of(workload: &Workload) -> Vec<(u32, String)> {
+    let config = workload.extensions.first().and_then(|extension| extension.config.clone());
+    let guard = config.map(|any| WaypointGuard::decode(any.value.as_slice()).expect("a guard"));
+    guard.into_iter().flat_map(|guard| guard.ports).map(|port| (port.target_port, port.waypoint_name)).collect()
+}
+
+/// A waypoint `a/w` with this `waypoint-for`, a pod with these labels, and policies for everything that there is: the
+/// waypoint hostname of the pod, its guard, and what the waypoint is told of workloads.
+fn fronted(waypoint_for: &'static str, pod_labels: Pairs) -> (Option<String>, Vec<(u32, String)>, Bundle) {
+    const GROUP: &str = "gateway.networking.k8s.io";
+    let mut object = pod("u", "x", 2);
+    object.labels.extend(labels(pod_labels));
+    let one = |name: &str| policy(name, Action::Deny, Some("cluster.local/ns/a/sa/c"), None);
+    let resources = derive(&inputs([
+        namespace("a", &[("istio.io/dataplane-mode", "ambient")]),
+        Change::Gateway(name("a/w"), Some(gateway(&[(FOR, waypoint_for)], AllowedNamespaces::Same))),
+        Change::Service(name("a/s"), Some(service("x", &[(USE, "w")]))),
+        Change::Pod(name("a/p"), Some(object)),
+        put(targeting(one("a/gateway"), GROUP, "Gateway", "w")),
+        put(targeting(one("a/other-gateway"), GROUP, "Gateway", "v")),
+        put(targeting(one("istio-system/class"), GROUP, "GatewayClass", "istio-waypoint")),
+        put(targeting(one("a/service"), "", "Service", "s")),
+        put(one("a/namespace")),
+    ]));
+    let Type::Workload(workload) = decode_address(&resources[&(ADDRESS_TYPE, "u".to_owned())]) else {
+        panic!("a workload")
+    };
+    let guard = guard_of(&workload);
+    let hostname = workload.waypoint.and_then(|waypoint| match waypoint.destination {
+        Some(Destination::Hostname(name)) => Some(name.hostname),
+        _ => None,
+    });
+    let bundle = &resources[&(WAYPOINT_TYPE, "a/w".to_owned())];
+    (hostname, guard, Bundle::decode(bundle.value.as_slice()).expect("a bundle"))
+}
+
+#[test]
+fn a_waypoint_for_workloads_is_told_the_policies_of_the_gateway_for_them() {
+    let own = "w.a.svc.cluster.local";
+    let names = |bundle: &Bundle| -> Vec<String> {
+        bundle.workload_policies.iter().map(|policy| format!("{}/{}", policy.namespace, policy.name)).collect()
+    };
+    for waypoint_for in ["workload", "all"] {
+        let (hostname, guard, bundle) = fronted(waypoint_for, &[(USE, "w")]);
+        assert_eq!(hostname.as_deref(), Some(own));
+        assert_eq!(
+            (bundle.hostname.as_str(), names(&bundle)),
+            (own, vec!["a/gateway".to_owned(), "istio-system/class".to_owned()])
+        );
+        assert!(guard.contains(&(0, "w".to_owned())), "every port of the pod is its waypoint's: {guard:?}");
+    }
+    for waypoint_for in ["service", "none", "odd"] {
+        let (_, _, bundle) = fronted(waypoint_for, &[]);
+        assert_eq!((bundle.hostname.as_str(), names(&bundle).len()), ("", 0), "{waypoint_for}");
+    }
+}
+
+#[test]
+fn the_word_off_opens_a_pods_own_guard_and_leaves_its_waypoint() {
+    let (hostname, guard, _) = fronted("all", &[(USE, "w"), ("ambit.dev/waypoint-guard", "off")]);
+    assert_eq!(hostname.as_deref(), Some("w.a.svc.cluster.local"));
+    assert_eq!(guard, [(8080, "w".to_owned())], "what its service asks for stays");
 }
 
 #[test]

@@ -132,6 +132,24 @@ fn a_policy_that_is_named_but_not_known_denies() {
     assert!(verdict(&store, "q").is_allowed());
 }
 
+/// A control plane says in one message that a policy is gone, and in another that the workload doesn't name it any more.
+#[test]
+fn a_removed_policy_stays_in_force_while_a_workload_names_it() {
+    let (mut index, store) = mesh([put(selecting(allow_all("a/open"), &[("app", "x")]))]);
+    let before = workload(&store, "p");
+    let responses = index.apply([Change::Policy(name("a/open"), None)]);
+    let of = |kind: &str| responses.iter().filter(|r| r.type_url == kind).cloned().collect::<Vec<_>>();
+    store.apply(&of(AUTHORIZATION_TYPE)).expect("readable");
+    assert!(Arc::ptr_eq(&workload(&store, "p"), &before), "nothing has changed for the workload yet");
+    store.apply(&of(ADDRESS_TYPE)).expect("readable");
+    assert!(verdict(&store, "p").is_allowed());
+    assert_eq!(store.policies().len(), 0, "it is forgotten with the last workload that named it");
+    // What comes back under the name is the new one, and an unknown name denies as ever.
+    let denies = selecting(policy("a/open", Action::Deny, None, None), &[("app", "x")]);
+    store.apply(&index.apply([put(denies)])).expect("readable");
+    assert!(!verdict(&store, "p").is_allowed());
+}
+
 #[test]
 fn a_rejected_policy_denies_what_it_targets_and_the_rest_is_applied() {
     let (mut index, store) = mesh([put(allow_all("a/open"))]);

@@ -12,8 +12,8 @@
 //!
 //! What it refuses to do: proxy traffic, know a policy or an identity, parse Kubernetes resources.
 //!
-//! It is the only crate of the workspace that holds `unsafe`: for fork, signal sets and `pre_exec`, each with the reason
-//! why it is sound.
+//! It is the only crate of the workspace that holds `unsafe`: for fork, signal sets, `pre_exec` and memory that goes back
+//! to the system, each with the reason why it is sound.
 
 mod confine;
 pub mod control;
@@ -23,6 +23,7 @@ pub mod host;
 pub mod isolate;
 pub mod limits;
 mod links;
+pub mod memory;
 mod namespace;
 mod node;
 mod packet;

@@ -33,6 +33,7 @@ pub(crate) struct Links {
 const AF_INET: u8 = libc::AF_INET as u8;
 
 // Attribute numbers that the bindings don't have (linux/if_link.h, linux/veth.h).
+const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_INFO_DATA: u16 = 2;
@@ -82,18 +83,31 @@ impl Links {
         self.acknowledged(|| format!("bring link {index} up"), &rt_link::Request::new().op_setlink_do(&header))
     }
 
-    /// Makes a bridge, up.
-    pub(crate) fn add_bridge(&mut self, name: &str) -> Result<u32, LinkError> {
+    /// Makes a bridge, up, whose hardware address is that of `ip`. Left to itself it would have the lowest of its ports'
+    /// and change it as they come and go, and what others send to the old one would be lost for seconds.
+    pub(crate) fn add_bridge(&mut self, name: &str, ip: Ipv4Addr) -> Result<u32, LinkError> {
         let header = rt_link::Ifinfomsg { ifi_flags: UP, ifi_change: UP, ..Default::default() };
         let mut request = rt_link::Request::new().set_create().set_excl().op_newlink_do(&header);
-        request.encode().push_ifname_bytes(name.as_bytes()).nested_linkinfo().push_kind(c"bridge");
+        request
+            .encode()
+            .push_ifname_bytes(name.as_bytes())
+            .push_address(&hardware_address(ip))
+            .nested_linkinfo()
+            .push_kind(c"bridge");
         self.acknowledged(|| format!("make bridge `{name}`"), &request)?;
         self.index(name)
     }
 
     /// Makes a veth pair: `name` here, up, as a port of `bridge`; `peer` in the network namespace `other`, down, since
-    /// the kernel brings no end up before both exist.
-    pub(crate) fn add_veth(&mut self, name: &str, bridge: u32, peer: &str, other: i32) -> Result<(), LinkError> {
+    /// the kernel brings no end up before both exist. The hardware address of `peer` is that of `ip`: whoever knew the
+    /// last pod of that address reaches the next one at once.
+    pub(crate) fn add_veth(
+        &mut self,
+        name: &str,
+        bridge: u32,
+        (peer, ip): (&str, Ipv4Addr),
+        other: i32,
+    ) -> Result<(), LinkError> {
         let header = rt_link::Ifinfomsg { ifi_flags: UP, ifi_change: UP, ..Default::default() };
         let mut request = rt_link::Request::new().set_create().set_excl().op_newlink_do(&header);
         {
@@ -110,6 +124,8 @@ impl Links {
             push_header(buffer, IFLA_IFNAME, u16::try_from(peer.len() + 1).unwrap_or(u16::MAX));
             buffer.extend_from_slice(peer.as_bytes());
             buffer.push(0);
+            push_header(buffer, IFLA_ADDRESS, 6);
+            buffer.extend_from_slice(&hardware_address(ip));
             push_header(buffer, IFLA_NET_NS_FD, 4);
             buffer.extend_from_slice(&other.to_ne_bytes());
             finalize_nested_header(buffer, end);
@@ -204,6 +220,12 @@ impl Links {
             .recv_ack()
             .map_err(|error| LinkError::reply(what(), error))
     }
+}
+
+/// The hardware address of a link that has `ip`, as other bridges for pods make it: locally administered, then `ip`.
+fn hardware_address(ip: Ipv4Addr) -> [u8; 6] {
+    let [a, b, c, d] = ip.octets();
+    [0x0a, 0x58, a, b, c, d]
 }
 
 impl fmt::Debug for Links {

@@ -64,7 +64,7 @@ impl Node {
         let mut links = Links::open()?;
         let loopback = links.index("lo")?;
         links.up(loopback)?;
-        let bridge = links.add_bridge(BRIDGE)?;
+        let bridge = links.add_bridge(BRIDGE, GATEWAY)?;
         links.add_address(bridge, GATEWAY, POD_PREFIX_LENGTH)?;
         // Pods reach the outside through the node process only. Where `/proc/sys` can't be written nothing is lost: the
         // namespace has no link that leads out.

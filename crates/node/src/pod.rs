@@ -150,7 +150,7 @@ fn create_here(node: &Node, spec: &PodNetworkSpec, link: String) -> Result<PodNa
     };
     // Before the link exists: there's no moment in which traffic isn't captured.
     rules::apply(&rules::tables(spec.capture))?;
-    node.links().add_veth(&pod.link, node.bridge(), POD_LINK, pod.network.namespace.as_raw_fd())?;
+    node.links().add_veth(&pod.link, node.bridge(), (POD_LINK, pod.ip), pod.network.namespace.as_raw_fd())?;
     pod.linked.store(true, Ordering::Relaxed);
     configure_links(spec)?;
     rustix::system::sethostname(spec.name.as_bytes()).map_err(|error| PodError::Namespace(error.into()))?;

@@ -5,6 +5,8 @@
 //! around the capture.
 
 mod encode;
+#[cfg(test)]
+mod tests;
 
 use std::net::Ipv4Addr;
 

@@ -60,6 +60,12 @@ impl AccessLog {
         }
     }
 
+    /// True if connections that open have a line too.
+    #[must_use]
+    pub fn wants_openings(&self) -> bool {
+        self.levels.is_enabled(ACCESS_TARGET, Level::DEBUG)
+    }
+
     /// Writes records until every proxy is gone.
     pub async fn run(self, mut records: Records) {
         while let Some(record) = records.next().await {

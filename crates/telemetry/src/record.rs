@@ -79,6 +79,9 @@ pub struct ConnectionFacts {
     /// Why it ended otherwise than well, unless the record's reason says it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<Arc<str>>,
+    /// Another part of the mesh decided about the connection, and has recorded it with what it knows.
+    #[serde(skip)]
+    pub decided_elsewhere: bool,
 }
 
 /// The part of the mesh that decided.
@@ -167,6 +170,18 @@ impl DecisionRecord {
             reason: Arc::clone(&decision.reason),
             durations: Durations::default(),
             connection: None,
+        }
+    }
+
+    /// True for the record that tells of a decision. The others tell how a connection ended that was let in before, that a
+    /// client's node proxy let one go, or what another part of the mesh has told itself.
+    #[must_use]
+    pub fn announces_decision(&self) -> bool {
+        match self.connection.as_deref() {
+            None => true,
+            Some(connection) if connection.decided_elsewhere => false,
+            Some(connection) if connection.opened => self.enforcer != Enforcer::ZtunnelOutbound,
+            Some(_) => self.verdict == Verdict::Deny,
         }
     }
 }

@@ -1,8 +1,11 @@
 //! The bounded queue from proxies to readers.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use tokio::sync::mpsc;
@@ -17,7 +20,12 @@ pub const MAX_QUEUED_RECORDS: usize = 16_384;
 pub struct Recorder {
     sender: mpsc::Sender<DecisionRecord>,
     dropped: Arc<AtomicU64>,
+    openings: Option<Wanted>,
 }
+
+/// Says whether something is wanted at this moment.
+#[derive(Clone)]
+struct Wanted(Arc<dyn Fn() -> bool + Send + Sync>);
 
 /// The reader's end.
 #[derive(Debug)]
@@ -36,15 +44,34 @@ pub fn recorder() -> (Recorder, Records) {
 #[must_use]
 pub fn recorder_counting(dropped: Arc<AtomicU64>) -> (Recorder, Records) {
     let (sender, receiver) = mpsc::channel(MAX_QUEUED_RECORDS);
-    (Recorder { sender, dropped: Arc::clone(&dropped) }, Records { receiver, dropped })
+    (Recorder { sender, dropped: Arc::clone(&dropped), openings: None }, Records { receiver, dropped })
 }
 
 impl Recorder {
+    /// From now on asks, for each connection that opens, whether its reader wants to hear of it. Otherwise it always does.
+    #[must_use]
+    pub fn with_openings_when(mut self, wanted: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        self.openings = Some(Wanted(Arc::new(wanted)));
+        self
+    }
+
+    /// True if records of connections that open are wanted. Those that end, and refusals, always are.
+    #[must_use]
+    pub fn wants_openings(&self) -> bool {
+        self.openings.as_ref().is_none_or(|wanted| (wanted.0)())
+    }
+
     /// Hands a record over; counts it as dropped if the queue is full.
     pub fn record(&self, record: DecisionRecord) {
         if self.sender.try_send(record).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
+    }
+}
+
+impl fmt::Debug for Wanted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Wanted")
     }
 }
 

@@ -8,7 +8,10 @@ use std::{
 };
 
 use ambit_identity::{Ca, CertificateStore, Clock, SpiffeId, SystemClock};
+use rcgen::{CertificateRevocationListParams, Issuer, KeyIdMethod, KeyPair, RevokedCertParams, SerialNumber};
+use rustls_pki_types::CertificateDer;
 use tempfile::TempDir;
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// The trust domain of [`TestMesh`].
 pub const TRUST_DOMAIN: &str = "cluster.local";
@@ -62,6 +65,36 @@ impl TestMesh {
     #[must_use]
     pub fn dir(&self) -> &std::path::Path {
         self.dir.path()
+    }
+
+    /// A revocation list of the CA, DER, that names these certificates.
+    ///
+    /// # Panics
+    /// When the CA's key or one of the certificates can't be read.
+    #[must_use]
+    pub fn revocation_list(&self, revoked: &[&CertificateDer<'_>]) -> Vec<u8> {
+        let read = |name: &str| std::fs::read_to_string(self.dir.path().join("ca").join(name)).expect("the CA's file");
+        let key = KeyPair::from_pem(&read("root-key.pem")).expect("the CA's key");
+        let issuer = Issuer::from_ca_cert_pem(&read("root-cert.pem"), key).expect("the CA's certificate");
+        let now = time::OffsetDateTime::now_utc();
+        let entry = |certificate: &&CertificateDer<'_>| {
+            let (_, parsed) = X509Certificate::from_der(certificate).expect("a certificate");
+            RevokedCertParams {
+                serial_number: SerialNumber::from_slice(&parsed.tbs_certificate.serial.to_bytes_be()),
+                revocation_time: now,
+                reason_code: None,
+                invalidity_date: None,
+            }
+        };
+        let list = CertificateRevocationListParams {
+            this_update: now - time::Duration::hours(1),
+            next_update: now + time::Duration::days(1),
+            crl_number: SerialNumber::from(1_u64),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.iter().map(entry).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        list.signed_by(&issuer).expect("signed").der().to_vec()
     }
 }
 

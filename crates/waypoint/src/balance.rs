@@ -79,6 +79,12 @@ impl Endpoint {
         healthy.filter_map(|workload| Self::of(workload, service, port)).any(|endpoint| endpoint == *self)
     }
 
+    /// The workload itself at this address, if it is its own.
+    pub(crate) fn at(workload: &Arc<Workload>, address: SocketAddr) -> Option<Self> {
+        let own = workload.addresses.contains(&address.ip());
+        own.then(|| Self { workload: Arc::clone(workload), address })
+    }
+
     fn of(workload: &Arc<Workload>, service: &ServiceKey, port: u16) -> Option<Self> {
         let target = *workload.services.get(service)?.get(&port)?;
         let ip: IpAddr = *workload.addresses.first()?;

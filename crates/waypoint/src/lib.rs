@@ -1,9 +1,10 @@
-//! The waypoint: the L7 proxy in front of services (`spec/waypoint.md` 5).
+//! The waypoint: the L7 proxy in front of services and workloads (`spec/waypoint.md` 5).
 //!
-//! What it does: terminate HBONE, find the service by its virtual address, tell HTTP from TCP, judge every request by
-//! the policies of that service, and carry what is allowed to an endpoint over HBONE with the waypoint's own identity.
+//! What it does: terminate HBONE, find the service by its virtual address or the workload by its own, tell HTTP from TCP,
+//! judge every request by the policies of that service or of the waypoint, and carry what is allowed to an endpoint over
+//! HBONE with the waypoint's own identity.
 //! What it refuses to do: know Kubernetes or traffic capture, mix two clients' requests in one upstream connection,
-//! serve a service that isn't bound to it, or let anything pass when it can't judge it.
+//! serve what isn't bound to it, or let anything pass when it can't judge it.
 #![forbid(unsafe_code)]
 
 pub mod limits;

@@ -1,4 +1,4 @@
-//! One client tunnel: who asks, for which service, and what the policies in force at the moment say.
+//! One client tunnel: who asks, for which service or workload, and what the policies in force at the moment say.
 
 use std::{
     net::SocketAddr,
@@ -30,14 +30,22 @@ pub(crate) struct Client {
 /// What a tunnel asks for.
 #[derive(Clone, Debug)]
 pub(crate) struct Target {
-    pub(crate) service: ServiceKey,
-    /// `namespace/name` of the Service, for records.
+    pub(crate) addressee: Addressee,
+    /// `namespace/name` of the Service or workload, for records.
     pub(crate) name: Arc<str>,
-    /// Virtual address and service port.
+    /// Virtual address and service port, or the workload's own address and port.
     pub(crate) address: SocketAddr,
 }
 
-/// A tunnel from one client to one service port.
+/// Whose address it is.
+#[derive(Clone, Debug)]
+pub(crate) enum Addressee {
+    Service(ServiceKey),
+    /// A workload, by its uid.
+    Workload(Arc<str>),
+}
+
+/// A tunnel from one client to one port of a service or workload.
 #[derive(Debug)]
 pub(crate) struct Session {
     pub(crate) shared: Arc<Shared>,
@@ -87,6 +95,20 @@ impl Client {
     }
 }
 
+// === impl Target ===
+
+impl Target {
+    /// This target as the destination of a record.
+    pub(crate) fn destination(&self) -> Destination {
+        let name = Some(Arc::clone(&self.name));
+        let (service, workload) = match &self.addressee {
+            Addressee::Service(_) => (name, None),
+            Addressee::Workload(_) => (None, name),
+        };
+        Destination { service, workload, address: Some(self.address) }
+    }
+}
+
 // === impl Session ===
 
 impl Session {
@@ -101,21 +123,39 @@ impl Session {
     /// A denial, when the service isn't served here (any more).
     pub(crate) fn standing(&self) -> Result<Standing, Decision> {
         let view = self.shared.store.load();
-        let Target { service: key, name, address } = &self.target;
+        let Target { addressee, name, address } = &self.target;
         let waypoint = &self.shared.name;
         let Some(bundle) = view.waypoint(&self.shared.config.namespace, &self.shared.config.name) else {
             return Err(refusal(&format!("waypoint `{waypoint}` has no configuration yet")));
         };
-        let Some(policies) = bundle.services.get(key) else {
-            return Err(refusal(&format!("service `{name}` isn't bound to waypoint `{waypoint}`")));
+        let (policies, protocol) = match addressee {
+            Addressee::Service(key) => {
+                let Some(policies) = bundle.services.get(key) else {
+                    return Err(refusal(&format!("service `{name}` isn't bound to waypoint `{waypoint}`")));
+                };
+                let Some(service) = view.service(key).filter(|service| service.vips.contains(&address.ip())) else {
+                    return Err(refusal(&format!("service `{name}` no longer has address {}", address.ip())));
+                };
+                let Some(port) = service.ports.get(&address.port()) else {
+                    return Err(refusal(&format!("service `{name}` has no port {}", address.port())));
+                };
+                (policies, port.protocol)
+            }
+            Addressee::Workload(uid) => {
+                let Some(workload) = view.workload(uid).filter(|w| w.addresses.contains(&address.ip())) else {
+                    return Err(refusal(&format!("workload `{name}` no longer has address {}", address.ip())));
+                };
+                if !bundle.fronts(workload) {
+                    return Err(refusal(&format!("workload `{name}` isn't bound to waypoint `{waypoint}`")));
+                }
+                if let Some(reason) = &workload.rejected {
+                    return Err(refusal(reason));
+                }
+                // Nothing says what a port of a workload speaks.
+                (&bundle.workloads, AppProtocol::Unknown)
+            }
         };
-        let Some(service) = view.service(key).filter(|service| service.vips.contains(&address.ip())) else {
-            return Err(refusal(&format!("service `{name}` no longer has address {}", address.ip())));
-        };
-        let Some(port) = service.ports.get(&address.port()) else {
-            return Err(refusal(&format!("service `{name}` has no port {}", address.port())));
-        };
-        let (residual, protocol) = (self.fold(policies), port.protocol);
+        let residual = self.fold(policies);
         Ok(Standing { view, protocol, residual })
     }
 
@@ -127,11 +167,7 @@ impl Session {
 
     /// A record of this session that says "denied" until something else is decided.
     pub(crate) fn entry(&self, protocol: &'static str) -> Entry {
-        let destination = Destination {
-            service: Some(Arc::clone(&self.target.name)),
-            workload: None,
-            address: Some(self.target.address),
-        };
+        let destination = self.target.destination();
         let undecided = refusal("not judged");
         let enforcer = self.shared.enforcer();
         let record = DecisionRecord::new(enforcer, self.source.clone(), destination, protocol, &undecided);

@@ -65,8 +65,7 @@ async fn reach(
     early: Option<Early>,
     entry: &mut Entry,
 ) -> Result<(Prefixed<Stream>, InFlight), upstream::Error> {
-    let (service, port) = (&session.target.service, session.target.address.port());
-    if let Some(early) = early.filter(|early| early.endpoint.is_usable(view, service, port)) {
+    if let Some(early) = early.filter(|early| session.is_usable(view, &early.endpoint)) {
         entry.endpoint(&early.endpoint);
         entry.connected_before(early.connect_time);
         return Ok((early.reader.into_stream(), early.in_flight));

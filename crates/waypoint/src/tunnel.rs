@@ -1,4 +1,4 @@
-//! A CONNECT from a client: which service it asks for, and who serves it from there (`spec/ztunnel.md` 2.5, 2.6).
+//! A CONNECT from a client: which service or workload it asks for, and who serves it from there (`spec/ztunnel.md` 2.5, 2.6).
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -6,17 +6,21 @@ use std::{
 };
 
 use ambit_hbone::{ConnectRequest, Tunnel, copy::Reset};
-use ambit_mesh::{View, view::Service};
+use ambit_mesh::{
+    View,
+    view::{Service, WaypointBundle, Workload},
+};
 use ambit_telemetry::{DecisionRecord, Destination};
 use ambit_xds::workload::AppProtocol;
 use http::{HeaderMap, Method, StatusCode, uri::Authority};
 
 use crate::{
+    HBONE_PORT,
     detect::{self, Prefixed, Spoken},
     http as http_server,
     record::{Entry, refusal},
     server_first,
-    session::{Client, Session, Target},
+    session::{Addressee, Client, Session, Target},
     shared::Shared,
     tcp,
 };
@@ -54,8 +58,12 @@ struct Refused {
     status: StatusCode,
     reason: String,
     service: Option<Arc<str>>,
+    workload: Option<Arc<str>>,
     address: Option<SocketAddr>,
 }
+
+/// Ports of workloads' node proxies, which are nobody's destination.
+const NODE_PROXY_PORTS: [u16; 5] = [15001, 15006, HBONE_PORT, 15053, 15080];
 
 async fn serve_stream(session: Arc<Session>, protocol: AppProtocol, tunnel: Tunnel) {
     let limits = session.shared.config.limits;
@@ -83,15 +91,23 @@ fn resolve(shared: &Shared, view: &View, request: &ConnectRequest) -> Result<Tar
     let authority = request.authority().ok_or_else(|| bad("the CONNECT names no destination"))?;
     let port = authority.port_u16().ok_or_else(|| bad("the CONNECT names no port"))?;
     let unknown = |what: &str| {
-        let reason = format!("`{what}` is no service that waypoint `{}` serves", shared.name);
+        let reason = format!("`{what}` is nothing that waypoint `{}` serves", shared.name);
         Refused::new(StatusCode::NOT_FOUND, reason)
     };
     let bundle = view.waypoint(&shared.config.namespace, &shared.config.name).ok_or_else(|| {
         let reason = format!("waypoint `{}` has no configuration yet", shared.name);
         Refused::new(StatusCode::SERVICE_UNAVAILABLE, reason)
     })?;
+    let pod = |ip: &IpAddr| view.workload_by_ip(*ip).filter(|workload| workload.is_pod());
+    // A pod's address is the pod's, whatever services claim it: as node proxies see it.
+    if let Some((ip, workload)) = ip_of(authority).and_then(|ip| Some((ip, pod(&ip)?))) {
+        return to_workload(shared, bundle, workload, SocketAddr::new(ip, port));
+    }
     let (service, ip) = match ip_of(authority) {
-        Some(ip) => (view.service_by_vip(ip), Some(ip)),
+        Some(ip) => match (view.service_by_vip(ip), view.workload_by_ip(ip)) {
+            (None, Some(workload)) => return to_workload(shared, bundle, workload, SocketAddr::new(ip, port)),
+            (service, _) => (service, Some(ip)),
+        },
         None => {
             let named = |hostname: &str| hostname.eq_ignore_ascii_case(authority.host());
             let key = bundle.services.keys().find(|key| named(&key.hostname));
@@ -109,7 +125,28 @@ fn resolve(shared: &Shared, view: &View, request: &ConnectRequest) -> Result<Tar
         let reason = format!("service `{name}` has no port {port}");
         return Err(Refused::new(StatusCode::SERVICE_UNAVAILABLE, reason).about(name, address));
     }
-    Ok(Target { service: service.key.clone(), name, address })
+    Ok(Target { addressee: Addressee::Service(service.key.clone()), name, address })
+}
+
+/// A workload asked for by its own address.
+fn to_workload(
+    shared: &Shared,
+    bundle: &WaypointBundle,
+    workload: &Workload,
+    address: SocketAddr,
+) -> Result<Target, Refused> {
+    let name: Arc<str> = format!("{}/{}", workload.namespace, workload.name).into();
+    if !bundle.fronts(workload) {
+        let reason = format!("`{name}` is no workload that waypoint `{}` serves", shared.name);
+        let address = Some(address);
+        return Err(Refused { address, workload: Some(name), ..Refused::new(StatusCode::NOT_FOUND, reason) });
+    }
+    if NODE_PROXY_PORTS.contains(&address.port()) || address.port() == 0 {
+        let reason = format!("port {} of `{name}` is its node proxy's", address.port());
+        let address = Some(address);
+        return Err(Refused { address, workload: Some(name), ..Refused::new(StatusCode::SERVICE_UNAVAILABLE, reason) });
+    }
+    Ok(Target { addressee: Addressee::Workload(Arc::clone(&workload.uid)), name, address })
 }
 
 fn refuse(shared: &Shared, view: &View, client: &Client, request: ConnectRequest, why: Refused) {
@@ -117,7 +154,7 @@ fn refuse(shared: &Shared, view: &View, client: &Client, request: ConnectRequest
         let authority = request.authority()?;
         Some(SocketAddr::new(ip_of(authority)?, authority.port_u16()?))
     });
-    let destination = Destination { service: why.service, workload: None, address };
+    let destination = Destination { service: why.service, workload: why.workload, address };
     let decision = refusal(&why.reason);
     let record = DecisionRecord::new(shared.enforcer(), client.source(view), destination, "TCP", &decision);
     Entry::new(record, shared.recorder.clone()).finish(Some(why.status.as_u16()));
@@ -138,7 +175,7 @@ fn name_of(service: &Service) -> Arc<str> {
 
 impl Refused {
     fn new(status: StatusCode, reason: String) -> Self {
-        Self { status, reason, service: None, address: None }
+        Self { status, reason, service: None, workload: None, address: None }
     }
 
     fn about(self, service: Arc<str>, address: SocketAddr) -> Self {

@@ -5,7 +5,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     pin::Pin,
     sync::{Mutex, PoisonError},
     task::{Context, Poll},
@@ -33,7 +33,7 @@ use crate::{
     },
     record::{Entry, micros_since},
     respond,
-    session::{Client, Session},
+    session::{Addressee, Client, Session},
     shared::{Shared, Tasks},
 };
 
@@ -76,6 +76,14 @@ pub(crate) enum Error {
         /// The service's port.
         port: u16,
     },
+    /// The workload that was asked for by its address has it no longer.
+    #[error("workload `{workload}` no longer has address `{address}`")]
+    Gone {
+        /// `namespace/name`.
+        workload: String,
+        /// Its address until now.
+        address: IpAddr,
+    },
     /// It can't be reached.
     #[error("endpoint `{address}` can't be reached: {reason}")]
     Connect {
@@ -100,7 +108,7 @@ pub(crate) enum Error {
     },
 }
 
-/// Sends a request to an endpoint of the session's service and waits for the response's head.
+/// Sends a request to an endpoint of the session's target and waits for the response's head.
 ///
 /// # Errors
 /// When no endpoint can be reached, or the one that was reached gave no answer and the request can't be repeated.
@@ -142,7 +150,7 @@ pub(crate) async fn send(
     }
 }
 
-/// Opens a byte stream to one of the service's endpoints.
+/// Opens a byte stream to one of the target's endpoints.
 ///
 /// # Errors
 /// When none of the tried ones can be reached.
@@ -227,6 +235,7 @@ fn tunnel_to(shared: &Shared, client: &Client, endpoint: &Endpoint) -> Connect {
         authority: endpoint.address.to_string(),
         headers,
         mark: shared.config.mark,
+        distant: false,
     }
 }
 
@@ -393,13 +402,36 @@ impl Spare {
 // === impl Session ===
 
 impl Session {
+    /// An endpoint of the service, or the workload itself; none of those tried.
     fn pick(&self, view: &View, tried: &[SocketAddr]) -> Option<Endpoint> {
         let (loads, random) = (&self.shared.loads, &self.shared.random);
-        balance::pick(view, &self.target.service, self.target.address.port(), tried, loads, random)
+        let address = self.target.address;
+        match &self.target.addressee {
+            Addressee::Service(key) => balance::pick(view, key, address.port(), tried, loads, random),
+            Addressee::Workload(uid) => {
+                Endpoint::at(view.workload(uid)?, address).filter(|endpoint| !tried.contains(&endpoint.address))
+            }
+        }
+    }
+
+    /// Whether it could still be picked.
+    pub(crate) fn is_usable(&self, view: &View, endpoint: &Endpoint) -> bool {
+        let address = self.target.address;
+        match &self.target.addressee {
+            Addressee::Service(key) => endpoint.is_usable(view, key, address.port()),
+            Addressee::Workload(uid) => {
+                let now = view.workload(uid).and_then(|workload| Endpoint::at(workload, address));
+                now.is_some_and(|now| now == *endpoint)
+            }
+        }
     }
 
     fn no_endpoint(&self) -> Error {
-        Error::NoEndpoint { service: self.target.name.to_string(), port: self.target.address.port() }
+        let (name, port) = (self.target.name.to_string(), self.target.address.port());
+        match &self.target.addressee {
+            Addressee::Service(_) => Error::NoEndpoint { service: name, port },
+            Addressee::Workload(_) => Error::Gone { workload: name, address: self.target.address.ip() },
+        }
     }
 }
 

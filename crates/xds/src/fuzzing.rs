@@ -1,5 +1,9 @@
 //! Entries for fuzzers: each takes any bytes, and must neither panic nor break what it asserts.
 
+mod exchange;
+
+use std::collections::{BTreeMap, BTreeSet};
+
 use prost::Message;
 
 use crate::{
@@ -11,6 +15,11 @@ use crate::{
     server::{Resources, SubscriptionStream},
     workload, zds,
 };
+
+/// Field 1000, a number.
+const UNKNOWN_FIELD: &[u8] = &[0xc0, 0x3e, 1];
+
+pub use exchange::{Step, exchange};
 
 /// A response to a client. Every second resource is refused by whoever applies it.
 pub fn delta_response(data: &[u8]) {
@@ -30,6 +39,38 @@ pub fn delta_response(data: &[u8]) {
     }
     let opened: usize = session.open().iter().map(|request| request.initial_resource_versions.len()).sum();
     assert!(opened <= response.resources.len(), "more is held than came");
+}
+
+/// Responses to a client: length-prefixed, one after another. Every second resource is refused. What the client then says
+/// it holds is what it was told and didn't refuse.
+pub fn delta_responses(mut data: &[u8]) {
+    let watched = [ADDRESS_TYPE, AUTHORIZATION_TYPE];
+    let mut session = Session::new(Node::default(), [(watched[0].to_owned(), true), (watched[1].to_owned(), false)]);
+    let mut held = watched.map(|_| BTreeMap::new());
+    while !data.is_empty() {
+        let Ok(response) = DeltaDiscoveryResponse::decode_length_delimited(&mut data) else { return };
+        let received = session.read(response.clone());
+        let rejected: Vec<_> =
+            received.delta.resources.iter().step_by(2).map(|r| (r.name.clone(), "no".to_owned())).collect();
+        let verdict = if rejected.is_empty() { Ok(()) } else { Err(Nack { rejected }) };
+        let outcome = session.applied(received, verdict);
+        assert_eq!(outcome.answer.response_nonce, response.nonce, "an answer to another response");
+        let refused: BTreeSet<&str> = outcome.refused.iter().map(|(name, _)| name.as_str()).collect();
+        let reason = outcome.answer.error_detail.map(|status| status.message.len());
+        assert_eq!(reason.is_some(), !refused.is_empty(), "a refusal without words, or words without one");
+        assert!(reason.is_none_or(|bytes| bytes <= limits::MAX_NACK_BYTES + 64), "{reason:?} bytes of words");
+        let Some(at) = watched.iter().position(|url| *url == response.type_url) else { continue };
+        response.removed_resources.iter().for_each(|name| drop(held[at].remove(name)));
+        let named = |name: &str| !name.is_empty() && name.len() <= limits::MAX_NAME_BYTES;
+        for resource in response.resources.into_iter().filter(|resource| named(&resource.name)) {
+            let refused = refused.contains(resource.name.as_str());
+            held[at].insert(resource.name, if refused { String::new() } else { resource.version });
+        }
+        for request in session.open() {
+            let at = watched.iter().position(|url| *url == request.type_url).expect("a type that is watched");
+            assert_eq!(request.initial_resource_versions, held[at], "what is held");
+        }
+    }
 }
 
 /// Requests to a server: length-prefixed, one after another on one stream.
@@ -53,6 +94,12 @@ pub fn delta_requests(mut data: &[u8]) {
 /// The content of resources.
 pub fn resource(data: &[u8]) {
     if let Ok(address) = workload::Address::decode(data) {
+        let later = [address.encode_to_vec(), UNKNOWN_FIELD.to_vec()].concat();
+        assert_eq!(
+            workload::Address::decode(later.as_slice()).as_ref(),
+            Ok(&address),
+            "a later version's fields matter"
+        );
         assert_eq!(workload::Address::decode(address.encode_to_vec().as_slice()), Ok(address), "it changed on its way");
     }
     if let Ok(authorization) = security::Authorization::decode(data) {

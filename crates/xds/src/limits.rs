@@ -48,10 +48,12 @@ pub const MAX_NAME_BYTES: usize = 4096;
 pub const MAX_QUEUED_REQUESTS: usize = 16;
 /// Largest explanation sent with a refusal, in bytes. What is cut off is counted.
 pub const MAX_NACK_BYTES: usize = 16 << 10;
-/// Names asked for on demand and subscribed to.
+/// Names asked for on demand and subscribed to. Those that lead to nothing are given up and don't count.
 pub const MAX_DEMANDED: usize = 65_536;
 /// Questions on demand that may wait for the client.
 pub const MAX_QUEUED_DEMANDS: usize = 1024;
+/// Names whose answer callers may wait for at a time.
+pub const MAX_AWAITED: usize = 4096;
 /// Callers that may wait for the same answer.
 pub const MAX_WAITERS_PER_NAME: usize = 1024;
 /// Longest wait for a name asked for on demand.

@@ -1,8 +1,8 @@
-//! Package `ambit.waypoint.v1`: all that one waypoint must know of the services it fronts.
+//! Package `ambit.waypoint.v1`: all that one waypoint must know of what it fronts.
 
 use crate::security::Policy;
 
-/// The services of one waypoint. Its resource name is `namespace/name` of the Gateway.
+/// What one waypoint fronts. Its resource name is `namespace/name` of the Gateway.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Bundle {
     /// Namespace of the Gateway.
@@ -14,6 +14,12 @@ pub struct Bundle {
     /// The services bound to it.
     #[prost(message, repeated, tag = "3")]
     pub services: Vec<BoundService>,
+    /// Fully qualified name of the waypoint's own service, if it fronts workloads too: those that name it as their waypoint.
+    #[prost(string, tag = "4")]
+    pub hostname: String,
+    /// Policies enforced for each of those workloads, in order of namespace and name.
+    #[prost(message, repeated, tag = "5")]
+    pub workload_policies: Vec<Policy>,
 }
 
 /// A service bound to a waypoint, with the policies that the attachment rules give it.

@@ -12,7 +12,7 @@ use ambit_mesh::{
     view::{GuardedPort, Workload},
 };
 use ambit_policy::{ConnectionFacts, Decision};
-use ambit_telemetry::Enforcer;
+use ambit_telemetry::{Enforcer, metrics::Refusal};
 
 use crate::record::deny;
 
@@ -47,6 +47,8 @@ pub(crate) struct Judgement {
     pub(crate) client: Client,
     /// A waypoint of this port is in between; it has recorded the request itself.
     pub(crate) through_waypoint: bool,
+    /// What a denial counts as.
+    pub(crate) refusal: Refusal,
 }
 
 /// The client that policies judge and that the application sees.
@@ -69,28 +71,32 @@ pub(crate) fn judge(view: &View, workload: &Workload, caller: &Caller, ip: IpAdd
     };
     if let Some(reason) = guard(workload, waypoint, caller, port) {
         let decision = deny(reason);
-        return Judgement { enforcer: Enforcer::WaypointGuard, decision, client, through_waypoint };
+        let (enforcer, refusal) = (Enforcer::WaypointGuard, Refusal::Guard);
+        return Judgement { enforcer, decision, client, through_waypoint, refusal };
     }
     if through_waypoint && caller.claims.is_none() {
         let decision = deny("what the waypoint says of its client (`ambit-source`, `forwarded`) can't be read");
-        return Judgement { enforcer: Enforcer::ZtunnelInbound, decision, client, through_waypoint };
+        let (enforcer, refusal) = (Enforcer::ZtunnelInbound, Refusal::BadRequest);
+        return Judgement { enforcer, decision, client, through_waypoint, refusal };
     }
     let facts = ConnectionFacts::new(client.address.ip().to_canonical(), ip.to_canonical(), port)
         .with_identity(client.identity.clone());
     let residual = workload.policies.for_connection(&facts);
     let decision = residual.with_reason(residual.decide_connection(), None);
-    Judgement { enforcer: Enforcer::ZtunnelInbound, decision, client, through_waypoint }
+    let (enforcer, refusal) = (Enforcer::ZtunnelInbound, Refusal::Policy);
+    Judgement { enforcer, decision, client, through_waypoint, refusal }
 }
 
 /// The waypoint pod that the caller proves to be: its identity *and* its address. A key stolen from a waypoint opens
 /// nothing from elsewhere, and a pod that took over a waypoint's address has not its key.
-fn caller_waypoint<'v>(view: &'v View, caller: &Caller) -> Option<&'v Arc<Workload>> {
+pub(crate) fn caller_waypoint<'v>(view: &'v View, caller: &Caller) -> Option<&'v Arc<Workload>> {
     let peer = caller.peer.as_ref()?;
     let workload = view.workload_by_ip(caller.address.ip().to_canonical())?;
     (workload.native_tunnel && workload.identity == *peer).then_some(workload)
 }
 
-/// True if this port of the workload is guarded by, or belongs to a service bound to, this waypoint.
+/// True if this port of the workload is guarded by, or belongs to a service bound to, this waypoint, or the whole workload
+/// is bound to it.
 fn fronts(view: &View, waypoint: &Workload, workload: &Workload, port: u16) -> bool {
     let guards = || guards(workload, port).any(|guarded| guarded.identity == waypoint.identity);
     let bound = || {
@@ -99,7 +105,8 @@ fn fronts(view: &View, waypoint: &Workload, workload: &Workload, port: u16) -> b
             service.is_some_and(|service| service.waypoints().any(|bound| view.is_gateway(bound, waypoint)))
         })
     };
-    guards() || bound()
+    let own = || workload.waypoint.as_ref().is_some_and(|bound| view.is_gateway(bound, waypoint));
+    guards() || bound() || own()
 }
 
 /// The reason why the guard refuses, if it does.
@@ -116,6 +123,11 @@ fn guard(workload: &Workload, waypoint: Option<&Arc<Workload>>, caller: &Caller,
             workload.namespace,
             workload.name,
             caller.address.ip()
+        )
+    } else if first.port.is_none() && **service == *format!("{}/{}", workload.namespace, workload.name) {
+        format!(
+            "`{service}` is reachable only through its waypoint `{name}`, from pods of the mesh by its own address; label \
+             the pod ambit.dev/waypoint-guard: \"off\" to let others in"
         )
     } else {
         format!(

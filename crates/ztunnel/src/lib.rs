@@ -7,14 +7,25 @@
 //! for lack of knowledge.
 #![forbid(unsafe_code)]
 
+mod account;
 pub mod admin;
+mod application_tunnel;
+mod baggage;
 mod balance;
+mod budget;
 mod dns;
+mod explain;
+#[doc(hidden)]
+pub mod fuzzing;
 mod guard;
 mod inbound;
 mod labels;
 mod limits;
+#[doc(hidden)]
+pub mod measuring;
 mod network;
+mod next_hop;
+mod on_demand;
 mod outbound;
 mod plaintext;
 mod pod;
@@ -40,12 +51,11 @@ use ambit_identity::CertificateStore;
 use ambit_mesh::Store;
 use ambit_telemetry::{Recorder, metrics::Metrics};
 use ipnet::{IpNet, Ipv4Net};
-use tokio::{net::TcpStream, sync::Semaphore};
+use tokio::{net::TcpStream, runtime::Handle, sync::Semaphore};
 
 pub use dns::DnsOptions;
-#[doc(hidden)]
-pub use dns::fuzzing as dns_fuzzing;
 pub use limits::Limits;
+pub use on_demand::OnDemand;
 use pod::PodProxy;
 
 /// Mark of every socket the proxy makes in a pod's namespace; the capture rules let it pass (`spec/ztunnel.md` 11.4).
@@ -77,6 +87,13 @@ pub struct Config {
     pub mark: Option<u32>,
     /// Applications see their client's address. Only tests without the privilege turn it off.
     pub preserve_source: bool,
+    /// An application behind an application tunnel that speaks PROXY is reached at its loopback.
+    pub tunnel_to_loopback: bool,
+    /// Peers are told who answers them (`baggage` in responses), and what peers say so of themselves is believed in metrics.
+    pub response_baggage: bool,
+    /// Who is refused is told why: peers in the answer to their CONNECT, clients that speak HTTP/1 by a 403. Otherwise
+    /// clients see a reset.
+    pub explain_refusals: bool,
     /// How dead ends of applications' connections are found.
     pub stream: StreamOptions,
     /// Ports of the listeners in pods.
@@ -93,6 +110,10 @@ pub struct Config {
     pub reuse_port: bool,
     /// How names are answered.
     pub dns: DnsOptions,
+    /// Asks the control plane for what isn't known yet; nothing where everything is told unasked.
+    pub on_demand: Option<Arc<OnDemand>>,
+    /// Where TLS handshakes are computed, so that many of them don't hold up traffic; nothing for where they come in.
+    pub handshakes: Option<Handle>,
     /// What counts.
     pub metrics: Arc<Metrics>,
 }
@@ -159,9 +180,9 @@ struct Shared {
     certificates: Arc<CertificateStore>,
     host: Arc<dyn Network>,
     recorder: Recorder,
-    connections: Arc<Semaphore>,
-    handshakes: Semaphore,
-    dns_queries: Arc<Semaphore>,
+    budgets: budget::Budgets,
+    /// Places for refused clients that are told why.
+    explanations: Semaphore,
     loads: Arc<balance::Loads>,
     names: outbound::Names,
 }
@@ -181,6 +202,9 @@ impl Default for Config {
             drain: Duration::ZERO,
             mark: Some(PROXY_MARK),
             preserve_source: true,
+            tunnel_to_loopback: true,
+            response_baggage: true,
+            explain_refusals: true,
             stream: StreamOptions::default(),
             ports: Ports::default(),
             carry_connections: true,
@@ -189,6 +213,8 @@ impl Default for Config {
             socks5: None,
             reuse_port: false,
             dns: DnsOptions::default(),
+            on_demand: None,
+            handshakes: None,
             metrics: Metrics::new("ztunnel", "unknown"),
         }
     }
@@ -214,22 +240,26 @@ impl Ztunnel {
         host: Arc<dyn Network>,
         recorder: Recorder,
     ) -> Arc<Self> {
-        let connections = Arc::new(Semaphore::new(config.limits.connections));
-        let handshakes = Semaphore::new(config.limits.handshakes);
-        let dns_queries = Arc::new(Semaphore::new(config.limits.dns_queries));
+        let budgets = budget::Budgets::new(&config);
         let shared = Shared {
             config,
             store,
             certificates,
             host,
             recorder,
-            connections,
-            handshakes,
-            dns_queries,
+            budgets,
+            explanations: Semaphore::new(limits::MAX_EXPLANATIONS),
             loads: Arc::default(),
             names: outbound::Names::default(),
         };
-        Arc::new(Self { shared: Arc::new(shared), pods: Mutex::default() })
+        let ztunnel = Arc::new(Self { shared: Arc::new(shared), pods: Mutex::default() });
+        let counted = Arc::downgrade(&ztunnel);
+        ztunnel.shared.config.metrics.traffic.before_scrape(move || {
+            if let Some(ztunnel) = counted.upgrade() {
+                ztunnel.count_moved();
+            }
+        });
+        ztunnel
     }
 
     /// Makes the listeners in the pod's namespace, and serves them on the current tokio runtime. When this returns, the
@@ -238,6 +268,19 @@ impl Ztunnel {
     /// # Errors
     /// When the pod is there already, or a listener can't be made; the message names the port.
     pub fn add(self: &Arc<Self>, pod: Pod) -> io::Result<()> {
+        self.insert(pod, PodProxy::start)
+    }
+
+    /// The same for the pod that the proxy itself runs in, so that its metrics can be fetched over mutual TLS and under
+    /// policy (`spec/ztunnel.md` 1): only HBONE is served, and applications see the proxy's address, not the client's.
+    ///
+    /// # Errors
+    /// As [`Ztunnel::add`].
+    pub fn add_own(self: &Arc<Self>, pod: Pod) -> io::Result<()> {
+        self.insert(pod, PodProxy::start_own)
+    }
+
+    fn insert(&self, pod: Pod, start: impl FnOnce(Pod, Arc<Shared>) -> io::Result<Arc<PodProxy>>) -> io::Result<()> {
         let mut pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
         if pods.contains_key(&pod.uid) {
             return Err(io::Error::new(
@@ -246,7 +289,7 @@ impl Ztunnel {
             ));
         }
         let uid = Arc::clone(&pod.uid);
-        pods.insert(uid, PodProxy::start(pod, Arc::clone(&self.shared))?);
+        pods.insert(uid, start(pod, Arc::clone(&self.shared))?);
         Ok(())
     }
 
@@ -268,7 +311,10 @@ impl Ztunnel {
     /// has ended; a connection that can't go on is reset and recorded.
     pub async fn serve_outbound(&self, uid: &str, stream: TcpStream, destination: SocketAddr) {
         match self.pod(uid) {
-            Some(pod) => outbound::enter(&pod, stream, destination).await,
+            Some(pod) => {
+                pod.tune(&stream);
+                outbound::enter(&pod, stream, destination).await;
+            }
             None => ambit_hbone::socket::reset_on_close(&stream),
         }
     }
@@ -285,6 +331,12 @@ impl Ztunnel {
         futures_util::future::join_all(pods.iter().map(|pod| pod.drained(until))).await;
         let drained: Vec<_> = pods.iter().map(|pod| Arc::clone(&pod.pod.uid)).collect();
         self.pods.lock().unwrap_or_else(PoisonError::into_inner).retain(|uid, _| !drained.contains(uid));
+    }
+
+    /// Counts the bytes that live connections have moved so far. Otherwise they are counted at their end.
+    fn count_moved(&self) {
+        let pods: Vec<_> = self.pods.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        pods.iter().for_each(|pod| pod.tracked.flush());
     }
 
     fn pod(&self, uid: &str) -> Option<Arc<PodProxy>> {

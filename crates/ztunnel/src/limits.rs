@@ -21,10 +21,48 @@ pub(crate) const NAME_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) const SOCKS_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long one TCP connect to an application, endpoint or host address may take.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Names asked of the control plane for one connection.
+pub(crate) const MAX_DEMANDS_PER_CONNECTION: usize = 8;
+/// Names asked of the control plane for one pod at a time.
+pub(crate) const MAX_DEMANDS_PER_POD: usize = 256;
+/// Names remembered as leading to nothing.
+pub(crate) const MAX_ABSENT: usize = 65_536;
+/// How long that is believed.
+pub(crate) const ABSENT_FOR: Duration = Duration::from_secs(2);
+/// Refused clients that are told why at a time, all pods together; the others are reset at once.
+pub(crate) const MAX_EXPLANATIONS: usize = 256;
+/// How long a refused client is waited for to show that it speaks HTTP/1. It has mostly shown it already.
+pub(crate) const EXPLANATION_WAIT: Duration = Duration::from_millis(300);
+/// Bytes of the line of its request.
+pub(crate) const MAX_REQUEST_LINE_BYTES: u64 = 8 << 10;
+/// Bytes of the reason that it is told.
+pub(crate) const MAX_EXPLANATION_BYTES: usize = 4096;
+/// How long it may take to read the answer, and as long again to stop sending.
+pub(crate) const EXPLANATION_LINGER: Duration = Duration::from_secs(1);
+/// Bytes of it that are thrown away meanwhile.
+pub(crate) const MAX_DISCARDED_BYTES: u64 = 1 << 20;
 /// How long a connection waits for the control plane to say who its pod is.
 pub(crate) const WORKLOAD_WAIT: Duration = Duration::from_secs(5);
-/// Pause after a failed `accept` (no descriptors left), so the loop doesn't spin.
+/// Pause after a failed `accept` (no descriptors left), so the loop doesn't spin; doubled each time it fails again.
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+/// Longest such pause.
+pub(crate) const MAX_ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+/// Pause after every few connections that could only be refused: those that storm in wait in the kernel's backlog, and past
+/// that at their own end, where they cost the others nothing.
+pub(crate) const REFUSAL_PAUSE: Duration = Duration::from_millis(1);
+/// How many that is.
+pub(crate) const REFUSALS_AT_ONCE: u32 = 4;
+/// Records of refusals that the pod's load alone is the reason of, per pod. The others are only counted.
+pub(crate) const MAX_REFUSAL_RECORDS_PER_SECOND: u64 = 20;
+/// Handshakes of one pod, in one direction, that are computed at a time on the threads for handshakes.
+pub(crate) const TURNS_PER_POD: usize = 2;
+/// What a connection, or a stream of a tunnel, takes of its pod's memory when it begins, in bytes: its tasks, and what it
+/// holds at least in both directions.
+pub(crate) const STREAM_BYTES: usize = 32 << 10;
+/// Bytes read from a connection at once while memory is short.
+pub(crate) const SHORT_READ_BYTES: usize = 8 << 10;
+/// Live connections that a change has judged again before other tasks get their turn.
+pub(crate) const REVIEWED_AT_ONCE: usize = 64;
 /// Connections the kernel queues for one listener.
 pub(crate) const LISTEN_BACKLOG: i32 = 1024;
 /// How long a closing listener still takes the connections that were on their way to it when it stopped being chosen.
@@ -78,12 +116,23 @@ pub(crate) const ADMIN_DRAIN: Duration = Duration::from_secs(1);
 /// The bounds that an operator may change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Connections of one pod at a time: captured ones, inbound tunnels, and inbound streams.
+    /// Connections of one pod at a time: captured ones, tunnels of both directions, and inbound streams. This and the
+    /// other shares are never more than half of what all pods may have.
     pub connections_per_pod: usize,
     /// The same for all pods together.
     pub connections: usize,
-    /// Inbound TLS handshakes in flight, all pods together.
+    /// Inbound TLS handshakes of one pod that are under way or wait for their turn.
+    pub handshakes_per_pod: usize,
+    /// The same for all pods together.
     pub handshakes: usize,
+    /// Tunnels of one pod that are being made.
+    pub tunnels_per_pod: usize,
+    /// The same for all pods together.
+    pub tunnels: usize,
+    /// What one pod's connections may hold for those who don't read, with a fixed amount for each, in bytes.
+    pub memory_bytes_per_pod: usize,
+    /// The same for all pods together.
+    pub memory_bytes: usize,
     /// DNS queries in flight towards the host's resolvers, and DNS connections over TCP, of one pod.
     pub dns_queries_per_pod: usize,
     /// The same for all pods together.
@@ -97,7 +146,12 @@ impl Default for Limits {
         Self {
             connections_per_pod: 4096,
             connections: 32_768,
-            handshakes: 256,
+            handshakes_per_pod: 512,
+            handshakes: 2048,
+            tunnels_per_pod: 256,
+            tunnels: 1024,
+            memory_bytes_per_pod: 256 << 20,
+            memory_bytes: 1 << 30,
             dns_queries_per_pod: 128,
             dns_queries: 1024,
         }

@@ -1,30 +1,42 @@
 //! Outbound connections (15001; `spec/ztunnel.md` 4): the way is chosen by [`route`], walked here. Nothing is read from
 //! the client before the other side is there, so protocols in which the server speaks first work.
 
+mod demand;
 mod names;
 mod walk;
 
-use std::{net::SocketAddr, sync::Arc, time::Instant};
+use std::{fmt::Display, net::SocketAddr, sync::Arc, time::Instant};
 
-use ambit_api::SpiffeId;
-use ambit_hbone::socket;
+use ambit_hbone::{headers::Baggage, socket};
 use ambit_mesh::{
     View,
     view::{Service, WaypointRef, Workload},
 };
-use ambit_telemetry::{Destination, Enforcer, Source};
+use ambit_policy::Decision;
+use ambit_telemetry::{
+    ConnectionFacts, Destination, Enforcer, Source,
+    metrics::{self, Flag, Reporter},
+};
 use tokio::net::TcpStream;
 
 pub(crate) use self::names::Names;
 use self::walk::{Opened, Upstream};
 use crate::{
-    balance::{Choice, random},
+    account::{Account, End, Opening, Verdicted},
+    balance::{Choice, InFlight, random},
+    budget::refusal,
+    explain::explain,
+    inbound::UNKNOWN_POD,
+    labels,
     pod::PodProxy,
-    record::{Report, Timing, deny, service_name, workload_name},
-    route::{self, Query, Ranges, Refusal, Route, rebound, route, waypoint_name},
+    record::{self, Report, Timing, allow, deny, service_name, told, workload_name},
+    route::{self, Mesh, Query, Ranges, Refusal, Route, Target, Way, rebound, route, waypoint_name},
     splice::join,
     tracking::{Entry, Ticket, What},
 };
+
+/// Why strangers get no connection in a pod's name.
+pub(crate) const NOT_THE_POD: &str = "only the pod itself may connect through this port";
 
 /// One connection of an application, on its way.
 struct Call<'p> {
@@ -37,26 +49,65 @@ struct Call<'p> {
 
 /// Why a connection ends before it began.
 struct Failure {
-    /// Nothing if somebody else has recorded it.
-    reason: Option<String>,
+    reason: String,
+    /// What the client is told, if it was refused and not just unlucky.
+    told: Option<String>,
     service: Option<Arc<Service>>,
-    workload: Option<Arc<Workload>>,
+    /// The way that was tried last.
+    mesh: Option<Box<Mesh>>,
+    flag: Flag,
+    /// What it counts as; nothing if another proxy has counted it.
+    refusal: Option<metrics::Refusal>,
+    /// Another proxy has recorded it.
+    elsewhere: bool,
+    /// It is recorded.
+    recorded: bool,
 }
 
 /// Serves one captured connection.
 pub(crate) async fn accepted(pod: Arc<PodProxy>, client: TcpStream, peer: SocketAddr) {
-    // Captured connections come from the pod itself. Anyone else who gets here would act in the pod's name.
-    if !pod.is_own(peer.ip()) {
-        tracing::warn!(pod = %pod.pod.uid, %peer, "refused a connection from outside to the outbound port");
-        return socket::reset_on_close(&client);
-    }
-    match socket::original_dst(&client) {
-        Ok(destination) => serve(&pod, client, pod.origin(peer), destination).await,
+    let addresses = socket::original_dst(&client).and_then(|destination| Ok((destination, client.local_addr()?)));
+    let (destination, local) = match addresses {
+        Ok((destination, local)) => (destination, socket::fold_mapped(local)),
         Err(error) => {
             tracing::debug!(%error, "the connection was gone before it could be looked at");
-            socket::reset_on_close(&client);
+            return socket::reset_on_close(&client);
         }
+    };
+    // Captured connections come from the pod itself, or from a machine behind it. Anyone else who gets here would act in
+    // the pod's name.
+    if !pod.is_own(peer.ip()) && !is_rerouted(pod.pod.in_pod.is_some(), destination, local) {
+        turn_away(&pod, peer, destination, metrics::Refusal::BadRequest, NOT_THE_POD);
+        return socket::reset_on_close(&client);
     }
+    serve(&pod, client, pod.origin(peer), destination).await;
+}
+
+/// Records that somebody got no connection before it was looked at where it goes; of many at once only some.
+pub(crate) fn turn_away(
+    pod: &PodProxy,
+    peer: SocketAddr,
+    destination: SocketAddr,
+    refusal: metrics::Refusal,
+    reason: impl Display,
+) {
+    count(pod, refusal);
+    let Some(reason) = pod.budget.recordable(reason) else { return };
+    Report {
+        enforcer: Enforcer::ZtunnelOutbound,
+        source: record::source(&pod.shared.store.load(), None, peer),
+        destination: Destination { address: Some(destination), ..Destination::default() },
+        decision: deny(reason),
+        timing: Timing::start(),
+    }
+    .send(&pod.shared.recorder);
+}
+
+/// True if the kernel has redirected a connection that the pod itself didn't make: what comes in by an interface that a
+/// node agent's rules treat as the pod's own (`istio.io/reroute-virtual-interfaces`, for virtual machines). No rule
+/// redirects anything else from outside to the outbound port.
+pub(crate) fn is_rerouted(in_pod: bool, destination: SocketAddr, local: SocketAddr) -> bool {
+    in_pod && destination != local
 }
 
 /// Serves a connection that was accepted elsewhere in the pod's name.
@@ -73,43 +124,56 @@ pub(crate) async fn carry(pod: &PodProxy, client: TcpStream, peer: SocketAddr, d
 
 /// Cuts a live connection whose destination is bound to another waypoint now: it must not survive on the old way.
 pub(crate) fn review(pod: &PodProxy, view: &View, entry: &Entry) {
-    let What::Outbound { origin, destination, service, waypoint } = &entry.what else { return };
+    let What::Outbound { destination, waypoint, .. } = &entry.what else { return };
     // Outside the mesh a pod uses no waypoints; guards at the destinations refuse it.
     if !pod.pod.captured {
         return;
     }
     let workload = pod.current(view).cloned();
     let source = source(pod, workload.as_deref());
-    if let Some(now) = rebound(view, source, *destination, waypoint.as_ref())
-        && entry.end()
-    {
+    if let Some(now) = rebound(view, source, *destination, waypoint.as_ref()) {
         let reason = format!("policy changed: connections have to use waypoint `{}` now", waypoint_name(now));
-        let call = Call { pod, origin: *origin, destination: *destination, workload, timing: Timing::start() };
-        call.record(Failure { reason: Some(reason), service: service.clone(), workload: None });
+        let verdict = Verdicted { enforcer: Enforcer::ZtunnelOutbound, decision: deny(reason), changed: true };
+        if entry.cut(verdict) {
+            count(pod, metrics::Refusal::PolicyChange);
+        }
     }
+}
+
+fn count(pod: &PodProxy, refusal: metrics::Refusal) {
+    pod.shared.config.metrics.refusals.refused(Reporter::Source, refusal);
 }
 
 async fn serve(pod: &PodProxy, mut client: TcpStream, origin: SocketAddr, destination: SocketAddr) {
     let mut call = Call { pod, origin, destination, workload: None, timing: Timing::start() };
-    let outcome = match pod.slot() {
-        Some(slot) => call.open().await.map(|opened| (slot, opened)),
-        None => Err(Failure::new("the node proxy is at its limit of connections")),
-    };
-    match outcome {
-        Ok((_slot, (ticket, opened))) => {
-            pod.tune(&client);
-            let idle = pod.shared.config.idle;
-            match opened.upstream {
-                Upstream::Plain(mut stream) => {
-                    pod.tune(&stream);
-                    join(&ticket, idle, &mut client, &mut stream).await;
-                }
-                Upstream::Tunnel(mut tunnel) => join(&ticket, idle, &mut client, &mut *tunnel).await,
+    let _socket = pod.shared.config.metrics.traffic.socket(Reporter::Source);
+    let _slot = match pod.budget.connection() {
+        Ok(slot) => slot,
+        Err(over) => {
+            match pod.budget.recordable(over) {
+                Some(reason) => call.record(&Failure { refusal: Some(refusal(over)), ..Failure::new(reason) }),
+                None => count(pod, refusal(over)),
             }
+            return socket::reset_on_close(&client);
         }
+    };
+    // Boxed: an idle connection has no use for the room that finding its way took.
+    match Box::pin(call.open()).await {
+        Ok((ticket, upstream, _in_flight)) => match upstream {
+            Upstream::Plain(mut stream) => {
+                pod.tune(&stream);
+                join(&ticket, pod, &mut client, &mut stream).await;
+            }
+            Upstream::Tunnel(mut tunnel) => join(&ticket, pod, &mut client, &mut *tunnel).await,
+        },
         Err(failure) => {
-            socket::reset_on_close(&client);
-            call.record(failure);
+            if !failure.recorded {
+                call.record(&failure);
+            }
+            match failure.told {
+                Some(why) => explain(pod, client, &why).await,
+                None => socket::reset_on_close(&client),
+            }
         }
     }
 }
@@ -123,46 +187,85 @@ fn source<'s>(pod: &'s PodProxy, workload: Option<&'s Workload>) -> route::Sourc
 
 impl Call<'_> {
     /// Finds and walks the way.
-    async fn open(&mut self) -> Result<(Ticket, Opened), Failure> {
+    async fn open(&mut self) -> Result<(Ticket, Upstream, Option<InFlight>), Failure> {
         let pod = self.pod;
         if pod.pod.captured {
             self.workload = pod.workload().await;
             if self.workload.is_none() {
-                return Err(Failure::new("the control plane does not know this pod; it may be going"));
+                let refusal = Some(metrics::Refusal::UnknownWorkload);
+                return Err(Failure { refusal, ..Failure::new(UNKNOWN_POD) });
             }
         }
         let seed = random();
-        let view = pod.shared.store.load();
-        let (mesh, service) = match self.route(&view, seed, &[]) {
+        let route = match &pod.shared.config.on_demand {
+            None => self.route(&pod.shared.store.load(), seed, &[]),
+            Some(on_demand) => self.route_on_demand(on_demand, seed).await?,
+        };
+        let (mesh, service) = match route {
             Route::Mesh(mesh) => {
                 let service = mesh.service.clone();
                 (Some(mesh), service)
             }
             Route::Passthrough(service) => (None, service),
             Route::Refuse(Refusal { reason, service }) => {
-                return Err(Failure { reason: Some(reason), service, workload: None });
+                return Err(Failure::refused(reason, service));
             }
         };
         let waypoint = mesh.as_ref().and_then(|mesh| mesh.waypoint.clone());
         let ticket = pod.tracked.track(What::Outbound {
             origin: self.origin,
             destination: self.destination,
-            service,
             waypoint: waypoint.clone(),
         });
         let connecting = Instant::now();
         let opened = tokio::select! {
             biased;
-            () = ticket.ended() => Err(Failure { reason: None, service: None, workload: None }),
+            // The ticket tells why.
+            () = ticket.ended() => Err(Failure::new("")),
             opened = self.walk(mesh, seed) => opened,
         };
         self.timing.connect = Some(connecting.elapsed());
+        let Opened { mut upstream, mesh, at, in_flight } = match opened {
+            Ok(opened) => opened,
+            Err(failure) => return Err(self.failed(&ticket, service.as_deref(), failure)),
+        };
+        let is_across = mesh.as_deref().is_some_and(|mesh| matches!(mesh.way, Way::Double { .. }));
+        let headers = match &mut upstream {
+            Upstream::Tunnel(tunnel) => Some(tunnel.take_response_headers()),
+            Upstream::Plain(_) => None,
+        };
+        let headers = headers.filter(|_| is_across && pod.shared.config.response_baggage);
+        let baggage = headers.and_then(|headers| Baggage::of(&headers).ok().flatten());
+        ticket.open(self.account(service.as_deref(), mesh.as_deref(), Some(at), baggage.as_ref(), &allow()));
         // A change between the look at the view and the entry into the table has passed the reviewer by.
-        let now = pod.shared.store.load();
-        if opened.is_ok() && self.is_rebound(&now, waypoint.as_ref()) && ticket.end() {
-            return Err(Failure::new("the service was bound to another waypoint meanwhile; try again"));
+        if self.is_rebound(&pod.shared.store.load(), waypoint.as_ref()) {
+            let reason = "the service was bound to another waypoint meanwhile; try again";
+            let verdict = Verdicted { enforcer: Enforcer::ZtunnelOutbound, decision: deny(reason), changed: true };
+            count(pod, metrics::Refusal::PolicyChange);
+            ticket.close(End::Refused(verdict));
+            return Err(Failure { recorded: true, ..Failure::new(reason) });
         }
-        opened.map(|opened| (ticket, opened))
+        ticket.opened(self.timing);
+        Ok((ticket, upstream, in_flight))
+    }
+
+    /// Records that the way could not be walked.
+    fn failed(&self, ticket: &Ticket, service: Option<&Service>, mut failure: Failure) -> Failure {
+        let at = failure.mesh.as_ref().and_then(|mesh| match mesh.way.target() {
+            Target::Address(at) => Some(*at),
+            Target::Name(..) => None,
+        });
+        ticket.open(self.account(service, failure.mesh.as_deref(), at, None, &deny("")));
+        let Failure { flag, elsewhere, .. } = failure;
+        ticket.close(match ticket.ending() {
+            Some(verdict) => End::Refused(verdict.clone()),
+            None => End::Failed { reason: failure.reason.as_str().into(), flag, elsewhere },
+        });
+        if let Some(refusal) = failure.refusal.filter(|_| ticket.ending().is_none()) {
+            count(self.pod, refusal);
+        }
+        failure.recorded = true;
+        failure
     }
 
     /// The way, as this view shows it, past those that have been tried.
@@ -184,20 +287,70 @@ impl Call<'_> {
         self.pod.pod.captured && rebound(view, source, self.destination, used).is_some()
     }
 
-    fn record(&self, failure: Failure) {
-        let Failure { reason: Some(reason), service, workload } = failure else { return };
-        let identity: Option<SpiffeId> = self.workload.as_ref().map(|workload| workload.identity.clone());
+    /// The account of a connection that went this way.
+    fn account(
+        &self,
+        service: Option<&Service>,
+        mesh: Option<&Mesh>,
+        at: Option<SocketAddr>,
+        peer: Option<&Baggage>,
+        decision: &Decision,
+    ) -> Box<Account> {
+        let view = self.pod.shared.store.load();
+        let own = self.workload.as_ref().or_else(|| self.pod.current(&view));
+        let labels = labels::outbound(own.map(|own| &**own), service, mesh, peer);
+        let tunnel = mesh.and_then(|mesh| match &mesh.way {
+            Way::Plain(_) => None,
+            Way::Hbone(tunnel) | Way::Double { gateway: tunnel, .. } => Some(tunnel),
+        });
+        let facts = ConnectionFacts {
+            source_cluster: labels.source.cluster.clone(),
+            destination_cluster: labels.destination.cluster.clone(),
+            address: at,
+            hbone_address: tunnel.zip(at).map(|(tunnel, at)| walk::authority(tunnel, at).into()),
+            service_hostname: labels.service.hostname.clone(),
+            destination_identity: labels.destination.principal.clone().filter(|_| labels.mutual_tls),
+            ..ConnectionFacts::default()
+        };
+        let opening = Opening {
+            labels,
+            enforcer: Enforcer::ZtunnelOutbound,
+            source: self.source(own),
+            destination: Destination {
+                service: service.map(service_name),
+                workload: mesh.map(|mesh| workload_name(&mesh.workload)),
+                address: Some(self.destination),
+            },
+            decision,
+            facts,
+        };
+        Account::open(&self.pod.shared.config.metrics.traffic, opening, self.timing)
+    }
+
+    fn source(&self, own: Option<&Arc<Workload>>) -> Source {
+        Source {
+            workload: own.map(|own| workload_name(own)),
+            identity: self.workload.as_ref().map(|workload| workload.identity.clone()),
+            address: Some(self.origin),
+        }
+    }
+
+    /// Records a refusal before there was a way.
+    fn record(&self, failure: &Failure) {
+        if let Some(refusal) = failure.refusal {
+            count(self.pod, refusal);
+        }
         let view = self.pod.shared.store.load();
         let own = self.workload.as_ref().or_else(|| self.pod.current(&view));
         Report {
             enforcer: Enforcer::ZtunnelOutbound,
-            source: Source { workload: own.map(|own| workload_name(own)), identity, address: Some(self.origin) },
+            source: self.source(own),
             destination: Destination {
-                service: service.map(|service| service_name(&service)),
-                workload: workload.map(|workload| workload_name(&workload)),
+                service: failure.service.as_deref().map(service_name),
+                workload: None,
                 address: Some(self.destination),
             },
-            decision: deny(reason),
+            decision: deny(failure.reason.as_str()),
             timing: self.timing,
         }
         .send(&self.pod.shared.recorder);
@@ -207,7 +360,29 @@ impl Call<'_> {
 // === impl Failure ===
 
 impl Failure {
+    /// The other side could not be reached.
     fn new(reason: impl Into<String>) -> Self {
-        Self { reason: Some(reason.into()), service: None, workload: None }
+        Self {
+            reason: reason.into(),
+            told: None,
+            service: None,
+            mesh: None,
+            flag: Flag::Connect,
+            refusal: Some(metrics::Refusal::Unreachable),
+            elsewhere: false,
+            recorded: false,
+        }
+    }
+
+    /// There is no safe way.
+    fn refused(reason: String, service: Option<Arc<Service>>) -> Self {
+        let told = told(&Enforcer::ZtunnelOutbound, &deny(reason.as_str()));
+        let refusal = Some(metrics::Refusal::NoRoute);
+        Self { told: Some(told), service, refusal, ..Self::new(reason) }
+    }
+
+    /// On this way.
+    fn on(self, mesh: Box<Mesh>) -> Self {
+        Self { mesh: Some(mesh), ..self }
     }
 }

@@ -11,19 +11,24 @@ use std::{
 
 use ambit_hbone::{
     Network, Pool,
-    socket::{self, ListenOptions},
+    socket::{self, Congestion, ListenOptions, StreamOptions},
 };
 use ambit_mesh::{View, view::Workload};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
+    task::yield_now,
     time::{Instant, sleep, timeout, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    InPod, Pod, Shared, dns, inbound,
-    limits::{ACCEPT_PAUSE, HANDOVER, LISTEN_BACKLOG, STOP_WAIT, WORKLOAD_WAIT},
+    InPod, Pod, Shared,
+    budget::{Permit, PodBudget},
+    dns, inbound,
+    limits::{
+        ACCEPT_PAUSE, HANDOVER, LISTEN_BACKLOG, MAX_ACCEPT_PAUSE, REFUSAL_PAUSE, REFUSALS_AT_ONCE, REVIEWED_AT_ONCE,
+        STOP_WAIT, WORKLOAD_WAIT,
+    },
     network::{Marked, Shareable},
     outbound, plaintext, socks,
     tracking::Tracked,
@@ -42,10 +47,11 @@ pub(crate) struct PodProxy {
     pub(crate) closing: CancellationToken,
     stopped: CancellationToken,
     tasks: TaskTracker,
-    connections: Arc<Semaphore>,
-    dns_queries: Arc<Semaphore>,
+    pub(crate) budget: PodBudget,
     /// Its uid in the mesh's view, once it was found there under another one than usual.
     known_as: OnceLock<Arc<str>>,
+    /// It is the pod that the proxy itself runs in.
+    is_proxy: bool,
     /// Where its DNS is, for tests that let the kernel choose the port.
     #[cfg(test)]
     pub(crate) dns: SocketAddr,
@@ -55,13 +61,6 @@ pub(crate) struct PodProxy {
     /// Where SOCKS5 is, likewise.
     #[cfg(test)]
     pub(crate) socks: Option<SocketAddr>,
-}
-
-/// A place below the limits, given back on drop.
-#[derive(Debug)]
-pub(crate) struct Slot {
-    _pod: OwnedSemaphorePermit,
-    _all: OwnedSemaphorePermit,
 }
 
 /// Stands for a listener that isn't there.
@@ -74,8 +73,10 @@ struct Listeners {
     outbound: Option<TcpListener>,
     socks: Option<TcpListener>,
     dns: Option<dns::Listeners>,
-    /// Plaintext and HBONE; only for a pod in the mesh.
-    inbound: Option<(TcpListener, TcpListener)>,
+    /// Only for a pod in the mesh.
+    plaintext: Option<TcpListener>,
+    /// Likewise.
+    hbone: Option<TcpListener>,
 }
 
 // === impl PodProxy ===
@@ -84,21 +85,31 @@ impl PodProxy {
     /// Binds all listeners, then serves them.
     pub(crate) fn start(pod: Pod, shared: Arc<Shared>) -> io::Result<Arc<Self>> {
         let listeners = Listeners::bind(&pod, &shared)?;
-        let limits = shared.config.limits;
+        Self::serve_all(pod, shared, listeners, false)
+    }
+
+    /// The same for the pod that the proxy itself runs in. Nothing is captured there, so HBONE alone is served.
+    pub(crate) fn start_own(pod: Pod, shared: Arc<Shared>) -> io::Result<Arc<Self>> {
+        let listeners = Listeners::bind_own(&pod, &shared)?;
+        Self::serve_all(pod, shared, listeners, true)
+    }
+
+    fn serve_all(pod: Pod, shared: Arc<Shared>, listeners: Listeners, is_proxy: bool) -> io::Result<Arc<Self>> {
+        let budget = shared.budgets.pod(&shared.config);
         let egress: Arc<dyn Network> = match &pod.in_pod {
             Some(_) => Arc::new(Marked { network: Arc::clone(&pod.network), mark: shared.config.mark }),
             None => Arc::clone(&shared.host),
         };
         let proxy = Arc::new(Self {
             egress,
-            pool: Pool::new(Arc::clone(&shared.certificates), shared.config.transport.clone()),
-            tracked: Arc::default(),
+            pool: Pool::new(Arc::clone(&shared.certificates), budget.outbound().clone()),
+            tracked: Tracked::new(shared.recorder.clone()),
             closing: CancellationToken::new(),
             stopped: CancellationToken::new(),
             tasks: TaskTracker::new(),
-            connections: Arc::new(Semaphore::new(limits.connections_per_pod)),
-            dns_queries: Arc::new(Semaphore::new(limits.dns_queries_per_pod)),
+            budget,
             known_as: OnceLock::new(),
+            is_proxy,
             #[cfg(test)]
             dns: listeners.dns.as_ref().map_or(Ok(NOWHERE), dns::Listeners::address)?,
             #[cfg(test)]
@@ -108,19 +119,21 @@ impl PodProxy {
             pod,
             shared,
         });
-        let Listeners { outbound, socks, dns, inbound } = listeners;
+        let Listeners { outbound, socks, dns, plaintext, hbone } = listeners;
         if let Some(dns) = dns {
             dns.serve(&proxy);
         }
         if let Some(outbound) = outbound {
-            proxy.serve(outbound, outbound::accepted);
+            proxy.serve(outbound, PodBudget::is_full, outbound::accepted);
         }
         if let Some(socks) = socks {
-            proxy.serve(socks, socks::accepted);
+            proxy.serve(socks, PodBudget::is_full, socks::accepted);
         }
-        if let Some((plaintext, hbone)) = inbound {
-            proxy.serve(plaintext, plaintext::accepted);
-            proxy.serve(hbone, inbound::accepted);
+        if let Some(plaintext) = plaintext {
+            proxy.serve(plaintext, PodBudget::is_full, plaintext::accepted);
+        }
+        if let Some(hbone) = hbone {
+            proxy.serve(hbone, PodBudget::is_full_for_tunnels, inbound::accepted);
         }
         // Not one of the tasks that a drain waits for: it ends when the pod is stopped.
         let reviewed = Arc::clone(&proxy);
@@ -131,6 +144,8 @@ impl PodProxy {
     /// Runs a task until it ends or the pod is stopped.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let stopped = self.stopped.clone();
+        // Boxed, or the task would have room for it twice: where it is handed over and where it runs.
+        let task = Box::pin(task);
         self.tasks.spawn(async move {
             tokio::select! {
                 biased;
@@ -142,7 +157,7 @@ impl PodProxy {
 
     /// The same for a task that the caller waits for.
     pub(crate) async fn run(&self, task: impl Future<Output = ()>) {
-        let tracked = self.tasks.track_future(task);
+        let tracked = self.tasks.track_future(Box::pin(task));
         tokio::select! {
             biased;
             () = self.stopped.cancelled() => {}
@@ -150,14 +165,9 @@ impl PodProxy {
         }
     }
 
-    /// A place for one more connection, if there is one.
-    pub(crate) fn slot(&self) -> Option<Slot> {
-        slot(&self.connections, &self.shared.connections)
-    }
-
     /// A place for one more DNS query, if there is one.
-    pub(crate) fn dns_slot(&self) -> Option<Slot> {
-        slot(&self.dns_queries, &self.shared.dns_queries)
+    pub(crate) fn dns_slot(&self) -> Option<Permit> {
+        self.budget.dns_query().ok()
     }
 
     /// This pod as the control plane describes it. A pod that was just added may have to wait for that.
@@ -175,7 +185,24 @@ impl PodProxy {
                 changes.changed().await.ok()?;
             }
         };
-        timeout(WORKLOAD_WAIT, known).await.ok().flatten()
+        let known_or_asked_for = async {
+            match &self.shared.config.on_demand {
+                None => known.await,
+                Some(on_demand) => tokio::select! {
+                    workload = known => workload,
+                    () = on_demand.ask_for_itself(self) => None,
+                },
+            }
+        };
+        timeout(WORKLOAD_WAIT, known_or_asked_for).await.ok().flatten()
+    }
+
+    /// The uid under which control planes usually know this pod.
+    pub(crate) fn usual_uid(&self) -> String {
+        match &self.pod.in_pod {
+            Some(in_pod) => format!("{}//Pod/{}/{}", in_pod.cluster, self.pod.namespace, in_pod.name),
+            None => self.pod.uid.to_string(),
+        }
     }
 
     /// This pod in that view.
@@ -195,7 +222,7 @@ impl PodProxy {
                 && workload.identity.service_account() == in_pod.service_account
                 && in_pod.node.as_ref().is_none_or(|node| *workload.node == **node)
         };
-        let usual = format!("{}//Pod/{}/{}", in_pod.cluster, self.pod.namespace, in_pod.name);
+        let usual = self.usual_uid();
         let known = self.known_as.get().map_or(usual.as_str(), |uid| uid);
         if let Some(workload) = view.workload(known).filter(is_ours) {
             return Some(workload);
@@ -209,6 +236,12 @@ impl PodProxy {
     /// True if this address is the pod's own, as seen from inside.
     pub(crate) fn is_own(&self, ip: IpAddr) -> bool {
         self.is_address(ip) || ip.to_canonical().is_loopback()
+    }
+
+    /// Whether the application is to see this client's address. Under its own address a pod needs no disguise, and the
+    /// kernel would route the answers of one past us; where the proxy itself is, nothing routes them to it.
+    pub(crate) fn disguises_as(&self, client: IpAddr) -> bool {
+        self.shared.config.preserve_source && !self.is_proxy && !self.is_own(client)
     }
 
     /// True if this is one of the pod's addresses.
@@ -270,8 +303,9 @@ impl PodProxy {
         sleep(self.handover()).await;
     }
 
-    /// Serves a listener: each connection in a task of its own. The handler takes care of the limits.
-    fn serve<H, F>(self: &Arc<Self>, listener: TcpListener, handler: H)
+    /// Serves a listener: each connection in a task of its own. The handler takes care of the limits. However many come
+    /// in, between any two the worker's other tasks have their turn.
+    fn serve<H, F>(self: &Arc<Self>, listener: TcpListener, is_full: fn(&PodBudget) -> bool, handler: H)
     where
         H: Fn(Arc<Self>, TcpStream, SocketAddr) -> F + Send + Sync + 'static,
         F: Future<Output = ()> + Send + 'static,
@@ -279,19 +313,29 @@ impl PodProxy {
         let proxy = Arc::clone(self);
         self.spawn(async move {
             let mut closed = pin!(proxy.handed_over(listener.as_fd()));
+            let (mut pause, mut refusals) = (ACCEPT_PAUSE, 0);
             loop {
+                refusals = if is_full(&proxy.budget) { refusals + 1 } else { 0 };
+                if refusals > REFUSALS_AT_ONCE {
+                    refusals = 0;
+                    sleep(REFUSAL_PAUSE).await;
+                } else {
+                    yield_now().await;
+                }
                 let accepted = tokio::select! {
                     () = &mut closed => return,
                     accepted = listener.accept() => accepted,
                 };
                 match accepted {
                     Ok((stream, peer)) => {
+                        pause = ACCEPT_PAUSE;
                         let peer = socket::fold_mapped(peer);
                         proxy.spawn(handler(Arc::clone(&proxy), stream, peer));
                     }
                     Err(error) => {
-                        tracing::warn!(pod = %proxy.pod.uid, %error, "accepting a connection failed");
-                        sleep(ACCEPT_PAUSE).await;
+                        tracing::warn!(pod = %proxy.pod.uid, %error, ?pause, "accepting a connection failed");
+                        sleep(pause).await;
+                        pause = (2 * pause).min(MAX_ACCEPT_PAUSE);
                     }
                 }
             }
@@ -310,18 +354,16 @@ impl PodProxy {
                 return;
             }
             let view = self.shared.store.load();
-            for entry in self.tracked.snapshot() {
-                inbound::review(self, &view, &entry);
-                outbound::review(self, &view, &entry);
+            for (number, entry) in self.tracked.snapshot().iter().enumerate() {
+                inbound::review(self, &view, entry);
+                outbound::review(self, &view, entry);
+                // Those that are cut, and everybody else on this thread, need not wait for the last one.
+                if number % REVIEWED_AT_ONCE == REVIEWED_AT_ONCE - 1 {
+                    yield_now().await;
+                }
             }
         }
     }
-}
-
-fn slot(pod: &Arc<Semaphore>, all: &Arc<Semaphore>) -> Option<Slot> {
-    let pod = Arc::clone(pod).try_acquire_owned().ok()?;
-    let all = Arc::clone(all).try_acquire_owned().ok()?;
-    Some(Slot { _pod: pod, _all: all })
 }
 
 // === impl Listeners ===
@@ -350,8 +392,16 @@ impl Listeners {
         let network: &dyn Network = if config.reuse_port { &shareable } else { &*pod.network };
         let listen = |ip: IpAddr, port: u16, transparent: bool| {
             let address = SocketAddr::new(ip, port);
-            let options =
-                ListenOptions { transparent, mark: config.mark, backlog: LISTEN_BACKLOG, ..ListenOptions::default() };
+            let tunnels = port == ports.hbone;
+            let options = ListenOptions {
+                transparent,
+                mark: config.mark,
+                backlog: LISTEN_BACKLOG,
+                stream: if tunnels { StreamOptions::default() } else { config.stream },
+                // What isn't a tunnel comes from this pod's applications, or is passed on to them.
+                congestion: if tunnels { config.transport.congestion } else { Congestion::unpaced() },
+                ..ListenOptions::default()
+            };
             socket::listen(network, address, &options).map_err(|error| named(error, &pod.uid, address))
         };
         let ipv6 = pod.in_pod.as_ref().map_or(pod.ip.is_ipv6(), |in_pod| in_pod.ipv6);
@@ -361,18 +411,34 @@ impl Listeners {
         };
         let dns = config.answer_dns.then(bind_dns).transpose()?;
         if !config.carry_connections {
-            return Ok(Self { outbound: None, socks: None, dns, inbound: None });
+            return Ok(Self { dns, ..Self::none() });
         }
         let outbound = Some(listen(inside, ports.outbound, pod.in_pod.is_some() && config.preserve_source)?);
         let socks = config.socks5.map(|port| listen(IpAddr::V4(Ipv4Addr::LOCALHOST), port, false)).transpose()?;
-        let inbound = match pod.captured {
-            true => Some((
-                listen(outside, ports.plaintext, config.preserve_source)?,
-                listen(outside, ports.hbone, config.preserve_source)?,
-            )),
-            false => None,
+        let inbound = |port| pod.captured.then(|| listen(outside, port, config.preserve_source)).transpose();
+        Ok(Self { outbound, socks, dns, plaintext: inbound(ports.plaintext)?, hbone: inbound(ports.hbone)? })
+    }
+
+    /// HBONE alone, on all addresses.
+    fn bind_own(pod: &Pod, shared: &Shared) -> io::Result<Self> {
+        let config = &shared.config;
+        let ipv6 = pod.in_pod.as_ref().map_or(pod.ip.is_ipv6(), |in_pod| in_pod.ipv6);
+        let ip = if pod.in_pod.is_some() { socket::wildcard(ipv6, 0).ip() } else { pod.ip };
+        let address = SocketAddr::new(ip, config.ports.hbone);
+        let options = ListenOptions {
+            mark: config.mark,
+            reuse_port: config.reuse_port,
+            backlog: LISTEN_BACKLOG,
+            congestion: config.transport.congestion,
+            ..ListenOptions::default()
         };
-        Ok(Self { outbound, socks, dns, inbound })
+        let hbone =
+            socket::listen(&*pod.network, address, &options).map_err(|error| named(error, &pod.uid, address))?;
+        Ok(Self { hbone: Some(hbone), ..Self::none() })
+    }
+
+    fn none() -> Self {
+        Self { outbound: None, socks: None, dns: None, plaintext: None, hbone: None }
     }
 }
 

@@ -11,14 +11,14 @@ use ambit_mesh::{
     View,
     view::{Service, Workload},
 };
-use ambit_policy::Decision;
+use ambit_policy::{Decision, Verdict};
 use ambit_telemetry::{DecisionRecord, Destination, Durations, Enforcer, Recorder, Source};
 
 /// When a connection arrived, and what it spent its time on so far.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Timing {
-    arrived: SystemTime,
-    started: Instant,
+    pub(crate) arrived: SystemTime,
+    pub(crate) started: Instant,
     pub(crate) policy: Option<Duration>,
     pub(crate) connect: Option<Duration>,
 }
@@ -36,6 +36,30 @@ pub(crate) struct Report {
 /// A refusal for a reason that isn't a policy's.
 pub(crate) fn deny(reason: impl Into<Arc<str>>) -> Decision {
     Decision::deny(reason)
+}
+
+/// A connection that nothing has to be said against: how it goes on is decided at its other end.
+pub(crate) fn allow() -> Decision {
+    Decision { verdict: Verdict::Allow, ..Decision::deny("let out") }
+}
+
+/// A refusal as those are told who were refused: who refused, by which policy and rule, and why.
+pub(crate) fn told(enforcer: &Enforcer, decision: &Decision) -> String {
+    let mut text = match enforcer {
+        Enforcer::ZtunnelOutbound => "refused by ztunnel-outbound".to_owned(),
+        Enforcer::ZtunnelInbound => "refused by ztunnel-inbound".to_owned(),
+        Enforcer::WaypointGuard => "refused by waypoint-guard".to_owned(),
+        Enforcer::Waypoint { name } => format!("refused by waypoint {name}"),
+    };
+    if let Some(policy) = &decision.policy {
+        text.push_str(&format!(", policy {policy}"));
+    }
+    if let Some(rule) = decision.rule {
+        text.push_str(&format!(", rule {rule}"));
+    }
+    text.push_str(": ");
+    text.push_str(&decision.reason);
+    text
 }
 
 /// `namespace/name` of a workload.
@@ -62,7 +86,8 @@ impl Timing {
         Self { arrived: SystemTime::now(), started: Instant::now(), policy: None, connect: None }
     }
 
-    fn durations(&self) -> Durations {
+    /// Where the time went until now.
+    pub(crate) fn durations(&self) -> Durations {
         Durations {
             policy_us: self.policy.map(micros),
             connect_us: self.connect.map(micros),
@@ -70,6 +95,11 @@ impl Timing {
             total_us: micros(self.started.elapsed()),
         }
     }
+}
+
+/// In whole milliseconds.
+pub(crate) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn micros(duration: Duration) -> u64 {

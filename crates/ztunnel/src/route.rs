@@ -129,7 +129,7 @@ pub(crate) struct Refusal {
 }
 
 /// What an address stands for.
-enum Found<'v> {
+pub(crate) enum Found<'v> {
     Workload(&'v Arc<Workload>),
     Service(&'v Arc<Service>),
     Unknown,
@@ -181,7 +181,8 @@ pub(crate) fn waypoint_name(waypoint: &WaypointRef) -> String {
     }
 }
 
-fn find<'v>(view: &'v View, source: Source<'_>, ip: IpAddr) -> Found<'v> {
+/// What this address stands for to who connects.
+pub(crate) fn find<'v>(view: &'v View, source: Source<'_>, ip: IpAddr) -> Found<'v> {
     let workload = view.workload_by_ip(ip);
     if let Some(pod) = workload.filter(|workload| workload.is_pod()) {
         return Found::Workload(pod);

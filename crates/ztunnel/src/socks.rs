@@ -8,6 +8,7 @@ use std::{
 };
 
 use ambit_hbone::socket;
+use ambit_telemetry::metrics::Refusal;
 use hickory_proto::rr::RecordType;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
@@ -16,9 +17,11 @@ use tokio::{
 };
 
 use crate::{
+    SOCKS5_PORT,
+    budget::refusal,
     dns::lookup,
     limits::{NAME_TIMEOUT, SOCKS_TIMEOUT},
-    outbound,
+    outbound::{self, NOT_THE_POD},
     pod::PodProxy,
 };
 
@@ -51,10 +54,17 @@ pub(crate) enum Refused {
 /// Serves one connection to the SOCKS5 listener.
 pub(crate) async fn accepted(pod: Arc<PodProxy>, mut client: TcpStream, peer: SocketAddr) {
     // Anyone else would act in the pod's name.
-    let slot = pod.slot().filter(|_| pod.is_own(peer.ip()));
-    let Some(slot) = slot else {
-        tracing::debug!(pod = %pod.pod.uid, %peer, "refused a SOCKS5 client: not the pod's own, or one too many");
+    let here = client.local_addr().unwrap_or(SocketAddr::new(pod.pod.ip, SOCKS5_PORT));
+    if !pod.is_own(peer.ip()) {
+        outbound::turn_away(&pod, peer, here, Refusal::BadRequest, NOT_THE_POD);
         return socket::reset_on_close(&client);
+    }
+    let slot = match pod.budget.connection() {
+        Ok(slot) => slot,
+        Err(over) => {
+            outbound::turn_away(&pod, peer, here, refusal(over), over);
+            return socket::reset_on_close(&client);
+        }
     };
     let negotiated = timeout(SOCKS_TIMEOUT, negotiate(&pod, &mut client, peer.is_ipv4())).await;
     drop(slot);

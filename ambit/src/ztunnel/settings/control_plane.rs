@@ -30,10 +30,11 @@ pub struct ControlPlane {
     /// A name that the control plane's certificate may have instead of its host's
     #[arg(long, env)]
     pub alt_xds_hostname: Option<String>,
-    /// Ask for services and workloads when they are first needed
+    /// Ask for services and workloads when they are first needed, instead of being told all; needs
+    /// ISTIO_META_DNS_CAPTURE=false
     #[arg(long, env, action = clap::ArgAction::Set, default_value_t = false)]
     pub xds_on_demand: bool,
-    /// A file with workloads, services and policies, read at start
+    /// A file with workloads, services and policies, read once at start (a change takes a restart)
     #[arg(long, env, value_name = "PATH")]
     pub local_xds_path: Option<PathBuf>,
     /// The same, inline (YAML or JSON)

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ambit_hbone::{
     copy::Timeouts,
-    socket::{Keepalive, StreamOptions},
+    socket::{Congestion, Keepalive, StreamOptions},
 };
 use ambit_ztunnel::Limits;
 
@@ -44,11 +44,19 @@ pub struct Transport {
     /// Give up connections whose bytes aren't acknowledged for as long as keepalive would take (TCP_USER_TIMEOUT)
     #[arg(long, env, action = clap::ArgAction::Set, default_value_t = false)]
     pub user_timeout_enabled: bool,
+    /// `system` is the machine's congestion control for all tunnels; `auto` puts CUBIC in place of BBR on tunnels within the
+    /// network, where sending by timer costs a quarter of the processor time of bulk and gains nothing
+    #[arg(long, env = "AMBIT_TUNNEL_CONGESTION_CONTROL", default_value = "auto", value_name = "auto|system")]
+    pub tunnel_congestion_control: CongestionControl,
     /// Tell clients who answers (`baggage` in responses)
     #[arg(long, env, action = clap::ArgAction::Set, default_value_t = true)]
     pub enable_response_baggage: bool,
-    /// Accept TLS 1.2 too. Ambit doesn't: anything but `false` is refused
-    #[arg(long, env = "TLS12_ENABLED", action = clap::ArgAction::Set, default_value = "false", value_parser = refuse_tls12, hide = true)]
+    /// Tell who is refused why: proxies in the answer to their CONNECT, applications that speak HTTP/1 by a 403. Otherwise
+    /// applications see a reset, as they do where they don't speak HTTP/1
+    #[arg(long, env = "AMBIT_EXPLAIN_REFUSALS", action = clap::ArgAction::Set, default_value_t = true)]
+    pub explain_refusals: bool,
+    /// `true` is refused: TLS 1.2 would show identities to whoever listens on the way, and has no post-quantum key exchange
+    #[arg(long, env = "TLS12_ENABLED", action = clap::ArgAction::Set, default_value = "false", value_parser = refuse_tls12, value_name = "false")]
     pub tls12_enabled: bool,
     /// How long an inbound handshake may take
     #[arg(long, env = "AMBIT_HANDSHAKE_TIMEOUT", default_value = "10s", value_parser = positive_duration, value_name = "DURATION")]
@@ -56,12 +64,15 @@ pub struct Transport {
     /// How long the answer to a CONNECT may take
     #[arg(long, env = "AMBIT_CONNECT_RESPONSE_TIMEOUT", default_value = "20s", value_parser = positive_duration, value_name = "DURATION")]
     pub connect_response_timeout: Duration,
-    /// Unused; kept so that charts that set it work
-    #[arg(long, env = "INPOD_ENABLED", hide = true)]
+    /// Accepted and without effect: charts set it, and what it switched on is how pods are always served
+    #[arg(long, env = "INPOD_ENABLED")]
     pub inpod_enabled: Option<String>,
     /// Pause between pings of a tunnel
     #[arg(long, env = "AMBIT_PING_INTERVAL", default_value = "10s", value_parser = positive_duration, value_name = "DURATION")]
     pub ping_interval: Duration,
+    /// How long the answer to one may take; then the tunnel is dead
+    #[arg(long, env = "AMBIT_PING_TIMEOUT", default_value = "20s", value_parser = positive_duration, value_name = "DURATION")]
+    pub ping_timeout: Duration,
     /// How long a connection without a byte is kept whose one direction has ended
     #[arg(long, env = "AMBIT_HALF_CLOSE_TIMEOUT", default_value = "1h", value_parser = positive_duration, value_name = "DURATION")]
     pub half_close_timeout: Duration,
@@ -70,19 +81,45 @@ pub struct Transport {
     pub idle_timeout: Duration,
 }
 
+/// Whose congestion control tunnels have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum CongestionControl {
+    /// One that doesn't send by timer, on short ways.
+    Auto,
+    /// The machine's.
+    System,
+}
+
 /// How much pods may take. Past it the newest are refused, with a reason and a metric.
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Budgets")]
 pub struct Budgets {
-    /// Connections of one pod at a time [default: 4096, less where few files may be open]
+    /// Connections of one pod at a time, tunnels of both directions and their streams among them; like each pod's other
+    /// budgets never more than half of that of all [default: 4096]
     #[arg(long, env = "AMBIT_MAX_CONNECTIONS_PER_POD", value_parser = count, value_name = "COUNT")]
     pub max_connections_per_pod: Option<usize>,
     /// Connections of all pods at a time [default: 32768, less where few files may be open]
     #[arg(long, env = "AMBIT_MAX_CONNECTIONS", value_parser = count, value_name = "COUNT")]
     pub max_connections: Option<usize>,
-    /// Inbound TLS handshakes at a time, of all pods [default: 256]
+    /// Inbound TLS handshakes of one pod under way or waiting for their turn at a time [default: 512]
+    #[arg(long, env = "AMBIT_MAX_HANDSHAKES_PER_POD", value_parser = count, value_name = "COUNT")]
+    pub max_handshakes_per_pod: Option<usize>,
+    /// The same of all pods [default: 2048]
     #[arg(long, env = "AMBIT_MAX_HANDSHAKES", value_parser = count, value_name = "COUNT")]
     pub max_handshakes: Option<usize>,
+    /// Tunnels of one pod being made at a time [default: 256]
+    #[arg(long, env = "AMBIT_MAX_OPENING_TUNNELS_PER_POD", value_parser = count, value_name = "COUNT")]
+    pub max_opening_tunnels_per_pod: Option<usize>,
+    /// The same of all pods [default: 1024]
+    #[arg(long, env = "AMBIT_MAX_OPENING_TUNNELS", value_parser = count, value_name = "COUNT")]
+    pub max_opening_tunnels: Option<usize>,
+    /// Memory that one pod's connections may hold for those who don't read, with 32 KiB for each connection and 128 KiB
+    /// for each tunnel, in MiB [default: 256]
+    #[arg(long, env = "AMBIT_MAX_MEMORY_PER_POD", value_parser = count, value_name = "MIB")]
+    pub max_memory_per_pod: Option<usize>,
+    /// The same of all pods [default: 1024, or half of the container's memory if that is less]
+    #[arg(long, env = "AMBIT_MAX_MEMORY", value_parser = count, value_name = "MIB")]
+    pub max_memory: Option<usize>,
     /// DNS queries of one pod at a time that others have to answer [default: 128]
     #[arg(long, env = "AMBIT_MAX_DNS_QUERIES_PER_POD", value_parser = count, value_name = "COUNT")]
     pub max_dns_queries_per_pod: Option<usize>,
@@ -106,7 +143,12 @@ impl Budgets {
         Limits {
             connections_per_pod: self.max_connections_per_pod.unwrap_or(limits.connections_per_pod),
             connections: self.max_connections.unwrap_or(limits.connections),
+            handshakes_per_pod: self.max_handshakes_per_pod.unwrap_or(limits.handshakes_per_pod),
             handshakes: self.max_handshakes.unwrap_or(limits.handshakes),
+            tunnels_per_pod: self.max_opening_tunnels_per_pod.unwrap_or(limits.tunnels_per_pod),
+            tunnels: self.max_opening_tunnels.unwrap_or(limits.tunnels),
+            memory_bytes_per_pod: self.max_memory_per_pod.map_or(limits.memory_bytes_per_pod, |mib| mib << 20),
+            memory_bytes: self.max_memory.map_or(limits.memory_bytes, |mib| mib << 20),
             dns_queries_per_pod: self.max_dns_queries_per_pod.unwrap_or(limits.dns_queries_per_pod),
             dns_queries: self.max_dns_queries.unwrap_or(limits.dns_queries),
         }
@@ -114,7 +156,10 @@ impl Budgets {
 }
 
 fn refuse_tls12(text: &str) -> Result<bool, String> {
-    if text == "true" { Err("TLS 1.2 isn't spoken; upgrade the peers that need it".to_owned()) } else { Ok(false) }
+    match text {
+        "true" => Err("TLS 1.2 isn't spoken; upgrade the peers that need it, and leave it out".to_owned()),
+        _ => Ok(false),
+    }
 }
 
 // === impl Transport ===
@@ -138,11 +183,16 @@ impl Transport {
             handshake_timeout: self.handshake_timeout,
             response_timeout: self.connect_response_timeout,
             keepalive_interval: self.ping_interval,
+            keepalive_timeout: self.ping_timeout,
             idle_timeout: self.pool_unused_release_timeout,
             max_streams_per_connection: usize::from(self.pool_max_streams_per_connection),
             stream_window_bytes: self.http2_stream_window_size,
             connection_window_bytes: self.http2_connection_window_size,
             max_frame_bytes: self.http2_frame_size,
+            congestion: match self.tunnel_congestion_control {
+                CongestionControl::Auto => Congestion::unpaced(),
+                CongestionControl::System => None,
+            },
             ..ambit_hbone::Limits::default()
         }
     }

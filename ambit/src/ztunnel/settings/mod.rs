@@ -13,7 +13,7 @@ pub use control_plane::ControlPlane;
 pub use limits::{Budgets, Transport};
 pub use mode::{Mode, Pods, ProxyMode};
 pub use operations::{Draining, Operations, Threads};
-pub use values::{metadata, prefixed};
+pub use values::{WorkloadName, metadata, prefixed};
 
 /// All settings, in the groups in which `--help` shows them.
 #[derive(Clone, Debug, clap::Args)]
@@ -84,8 +84,14 @@ impl Settings {
                 "XDS_ADDRESS is empty and there is neither LOCAL_XDS_PATH nor LOCAL_XDS; nothing would be known",
             );
         }
-        if control_plane.xds_on_demand {
-            return wrong("XDS_ON_DEMAND=true isn't supported: everything is watched; leave it out");
+        if control_plane.xds_on_demand && self.mode.dns_capture {
+            return wrong(
+                "XDS_ON_DEMAND=true needs ISTIO_META_DNS_CAPTURE=false: names are answered from all services, and on demand \
+                 only those in use are known",
+            );
+        }
+        if control_plane.xds_on_demand && control_plane.xds_address().is_none() {
+            return wrong("XDS_ON_DEMAND=true needs a control plane to ask; set XDS_ADDRESS, or leave it out");
         }
         if control_plane.fake_ca && control_plane.insecure_ca_dir.is_none() {
             return wrong(

@@ -30,14 +30,14 @@ pub struct Threads {
     /// else the larger of 2, the CPU request and a quarter of the cores]
     #[arg(long, env)]
     pub ztunnel_worker_threads: Option<WorkerCount>,
-    /// The container's CPU limit (also ZTUNNEL_CPU_LIMIT)
+    /// The container's CPU limit
     #[arg(long, env, value_parser = cores, value_name = "CORES")]
     pub ztunnel_resource_cpu_limit: Option<usize>,
     /// The container's CPU request
     #[arg(long, env, value_parser = cores, value_name = "CORES")]
     pub ztunnel_resource_cpu_request: Option<usize>,
-    /// Older name of ZTUNNEL_RESOURCE_CPU_LIMIT
-    #[arg(long, env, value_parser = cores, value_name = "CORES", hide = true)]
+    /// Older name of ZTUNNEL_RESOURCE_CPU_LIMIT, which comes first
+    #[arg(long, env, value_parser = cores, value_name = "CORES")]
     pub ztunnel_cpu_limit: Option<usize>,
 }
 

@@ -45,6 +45,7 @@ impl Settings {
             "frameSize": transport.http2_frame_size,
             "keepaliveEnabled": transport.keepalive_enabled,
             "enableResponseBaggage": transport.enable_response_baggage,
+            "explainRefusals": transport.explain_refusals,
             "selfTerminationDeadline": draining.deadline().as_secs(),
             "numWorkerThreads": threads.workers(cores),
             "adminPort": operations.admin_port(),

@@ -68,13 +68,17 @@ fn malformed_values_end_the_start_and_are_named() {
 
 #[test]
 fn settings_that_contradict_each_other_are_refused() {
-    let cases: [(&[&str], &str); 8] = [
+    let cases: [(&[&str], &str); 9] = [
         (&["--proxy-mode", "dedicated"], "PROXY_WORKLOAD_INFO"),
         (&["--proxy-workload-info", "a/b/c"], "PROXY_MODE=dedicated"),
         (&["--enable-proxy", "false", "--dns-capture", "false"], "nothing to do"),
         (&["--local-xds", "{}", "--local-xds-path", "x"], "choose one"),
         (&["--xds-address", ""], "LOCAL_XDS"),
-        (&["--xds-on-demand", "true"], "XDS_ON_DEMAND"),
+        (&["--xds-on-demand", "true"], "ISTIO_META_DNS_CAPTURE=false"),
+        (
+            &["--xds-on-demand", "true", "--dns-capture", "false", "--xds-address", "", "--local-xds", "{}"],
+            "XDS_ADDRESS",
+        ),
         (&["--fake-ca", "true"], "--insecure-ca-dir"),
         (&["--ca-address", ""], "CA_ADDRESS"),
     ];
@@ -85,6 +89,7 @@ fn settings_that_contradict_each_other_are_refused() {
     let fine =
         ["--proxy-mode", "dedicated", "--proxy-workload-info", "a/b/c", "--xds-address", "", "--local-xds", "{}"];
     assert!(parse(&[&fine[..], &["--insecure-ca-dir", "x", "--fake-ca", "true"]].concat()).is_ok());
+    assert!(parse(&["--xds-on-demand", "true", "--dns-capture", "false"]).is_ok());
 }
 
 #[test]

@@ -22,6 +22,8 @@ use super::samples::Samples;
 const WARM_UP: Duration = Duration::from_millis(300);
 /// More failed connections than this end a measurement: its figure would mean nothing.
 const MOST_FAILURES: u64 = 1_000;
+/// A connection that takes longer than this hangs. Shorter than the shortest measurement of connections.
+const STALL: Duration = Duration::from_millis(1_500);
 /// Bytes per write in bulk.
 const BULK_BYTES: usize = 128 * 1024;
 /// How long an idle connection may take to be made and answer.
@@ -37,6 +39,8 @@ pub(crate) struct Outcome {
     pub(crate) seconds: f64,
     /// Connections that failed.
     pub(crate) failures: u64,
+    /// Connections that had waited for longer than [`STALL`] when it ended.
+    pub(crate) stalled: u64,
     samples: Samples,
 }
 
@@ -187,6 +191,7 @@ impl Client {
             }
         }
         self.outcome.seconds = counted_from.unwrap_or(begin).elapsed().as_secs_f64();
+        self.outcome.stalled = slots.iter().filter(|slot| slot.since.elapsed() >= STALL).count() as u64;
         Ok(self.outcome)
     }
 

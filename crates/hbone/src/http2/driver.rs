@@ -21,7 +21,9 @@ use super::{
     stream::Session,
 };
 use crate::{
-    Limits, buffers,
+    Limits,
+    budget::Bound,
+    buffers,
     keepalive::{Due, KeepAlive},
     limits::{
         CLOSE_LINGER, MAX_GATHERED_STREAMS, MAX_PENDING_CONTROL_BYTES, MAX_TURNS, READ_BYTES, SHARED_PIECE_BYTES,
@@ -38,6 +40,7 @@ pub(crate) struct Driver<T> {
     records: Records,
     parser: Parser,
     shared: Arc<Shared>,
+    memory: Option<Arc<Bound>>,
     /// Received, and not a whole record yet.
     incoming: BytesMut,
     events: Vec<Event>,
@@ -73,6 +76,8 @@ enum Failure {
     Closed,
     #[error("the peer did not answer a ping in time")]
     Dead,
+    #[error("its streams hold more than the workload's share of memory, and nobody reads them")]
+    Unread,
     #[error("the peer did not begin with HTTP/2 in time")]
     Silent,
 }
@@ -102,6 +107,7 @@ where
             records: tls.records,
             parser: Parser::new(role == Role::Server, limits.max_frame_bytes, header_list as usize),
             shared: Arc::new(Shared::new(role, limits)),
+            memory: limits.budget.memory.clone(),
             incoming: tls.received,
             events: Vec::new(),
             batch: Batch::default(),
@@ -137,6 +143,10 @@ where
                 if full {
                     return self.poll_alive(cx);
                 }
+            }
+            let short = self.memory.as_deref().is_some_and(Bound::is_used_up);
+            if short && self.shared.with(|state| state.pause(cx)) {
+                return self.poll_alive(cx);
             }
             match self.poll_receive(cx)? {
                 Poll::Ready(()) => {}
@@ -210,6 +220,7 @@ where
         let over = self.shared.with(|state| {
             state.driver = None;
             state.collect(batch);
+            state.sealed = batch.bytes + batch.control.len();
             let over = batch.pieces.is_empty() && (state.is_finished() || state.ended.is_some());
             if over {
                 state.write_go_away(if state.role == Role::Server { state.last } else { 0 }, Code::NO_ERROR);
@@ -345,6 +356,7 @@ where
     fn poll_alive(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
         match ready!(self.keepalive.poll_due(cx)) {
             Due::Silent => Poll::Ready(Err(Failure::Silent)),
+            Due::Dead if self.shared.with(|state| state.paused) => Poll::Ready(Err(Failure::Unread)),
             Due::Dead => Poll::Ready(Err(Failure::Dead)),
             Due::Ping => {
                 self.shared.with(|state| frame::write(&mut state.control, kind::PING, 0, 0, &ALIVE_PING));
@@ -378,6 +390,7 @@ where
     fn say_why(&mut self, failure: &Failure, cx: &mut Context<'_>) {
         let code = match failure {
             Failure::Http2(violation) => violation.code,
+            Failure::Unread => Code::ENHANCE_YOUR_CALM,
             Failure::Dead | Failure::Silent | Failure::Tls(_) => Code::NO_ERROR,
             Failure::Io(_) | Failure::Closed => return,
         };

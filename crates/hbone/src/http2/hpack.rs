@@ -100,6 +100,13 @@ impl Decoder {
     fn limit(&self) -> usize {
         self.limit.unwrap_or(MAX_TABLE_BYTES)
     }
+
+    /// For fuzzers: panics if the table is larger than it may be, or than it thinks it is.
+    pub(crate) fn assert_bounded(&self) {
+        let used: usize = self.table.iter().map(|(name, value)| name.len() + value.len() + ENTRY_OVERHEAD_BYTES).sum();
+        assert_eq!(used, self.used, "the table's size");
+        assert!(used <= self.limit() && self.limit() <= MAX_TABLE_BYTES, "{used} bytes are kept");
+    }
 }
 
 /// Appends a field whose name is `name`, lower case.

@@ -51,6 +51,7 @@ impl State {
             batch.pieces.push(Piece::Head(frame::head(length, kind::DATA, flags, id)));
             stream.dequeue(length, &mut batch.pieces);
             batch.bytes += frame::HEAD_BYTES + length;
+            self.queued -= length;
             self.send_window -= length as i64;
             if last {
                 stream.send_closed = true;

@@ -5,7 +5,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::Waker,
+    task::{Context, Waker},
 };
 
 use bytes::Bytes;
@@ -14,7 +14,11 @@ use super::{
     frame::{self, Code, MAX_WINDOW_BYTES, kind, setting},
     head::{RequestHead, ResponseHead},
 };
-use crate::{Limits, limits::SMALL_PIECE_BYTES};
+use crate::{
+    Limits,
+    budget::Charge,
+    limits::{FREE_BYTES, SMALL_PIECE_BYTES},
+};
 
 /// A connection's state, shared by its driver and its streams.
 pub(crate) struct Shared(Mutex<State>);
@@ -46,6 +50,14 @@ pub(super) struct State {
     pub(super) users: usize,
     pub(super) driver: Option<Waker>,
     pub(super) wakes: Vec<Waker>,
+    /// What is queued in all streams.
+    pub(super) queued: usize,
+    /// What is on its way to the socket.
+    pub(super) sealed: usize,
+    /// Counts what is held for those who don't read.
+    pub(super) memory: Charge,
+    /// Nothing is read from the socket until somebody has read what is here.
+    pub(super) paused: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,6 +154,7 @@ impl Shared {
     pub(super) fn with<R>(&self, work: impl FnOnce(&mut State) -> R) -> R {
         let mut state: MutexGuard<'_, State> = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let result = work(&mut state);
+        state.charge();
         let wakes = std::mem::take(&mut state.wakes);
         drop(state);
         wakes.into_iter().for_each(Waker::wake);
@@ -184,6 +197,10 @@ impl State {
             users: 1,
             driver: None,
             wakes: Vec::new(),
+            queued: 0,
+            sealed: 0,
+            memory: Charge::new(limits.budget.memory.clone(), FREE_BYTES),
+            paused: false,
         };
         state.greet();
         state
@@ -225,6 +242,34 @@ impl State {
         self.wake(driver);
     }
 
+    /// What came in and nobody has read.
+    fn unread(&self) -> usize {
+        let taken_in = i64::from(self.config.connection_window) - self.recv_window - i64::from(self.credit);
+        usize::try_from(taken_in).unwrap_or(0)
+    }
+
+    /// Has what is held counted.
+    fn charge(&mut self) {
+        self.memory.hold(self.unread() + self.queued + self.sealed);
+    }
+
+    /// Whether to read nothing from the socket for now: memory is short, and more than a little of it is held here. Who
+    /// takes of it wakes the driver.
+    pub(super) fn pause(&mut self, cx: &Context<'_>) -> bool {
+        self.paused = self.memory.is_short() && self.unread() > FREE_BYTES;
+        if self.paused {
+            self.driver = Some(cx.waker().clone());
+        }
+        self.paused
+    }
+
+    /// Ends a pause.
+    pub(super) fn resume(&mut self) {
+        if std::mem::take(&mut self.paused) {
+            self.wake_driver();
+        }
+    }
+
     /// A stream that was just begun.
     pub(super) fn insert(&mut self, id: u32, stream: Stream) {
         let send_window = i64::from(self.peer.window);
@@ -238,6 +283,7 @@ impl State {
         let Some(stream) = self.streams.get(&id) else { return };
         if !stream.held && (stream.broken.is_some() || (stream.recv_closed && stream.send_closed)) {
             let unread = stream.unread;
+            self.queued -= stream.queued;
             self.streams.remove(&id);
             self.give_back(unread);
             if self.streams.is_empty() {
@@ -263,6 +309,7 @@ impl State {
             && stream.broken.is_none()
             && !(stream.recv_closed && stream.send_closed)
         {
+            self.queued -= stream.queued;
             stream.fail(Broken::Local(code));
             let wakers = [stream.reader.take(), stream.writer.take()];
             self.wakes.extend(wakers.into_iter().flatten());
@@ -276,6 +323,7 @@ impl State {
     pub(super) fn fail(&mut self, id: u32, broken: Broken) {
         if let Some(stream) = self.streams.get_mut(&id) {
             if stream.broken.is_none() {
+                self.queued -= stream.queued;
                 stream.fail(broken);
             }
             let wakers = [stream.reader.take(), stream.writer.take()];
@@ -315,6 +363,7 @@ impl State {
                 Ended::Failed(reason) => Arc::clone(reason),
             };
             self.ended = Some(ended);
+            self.sealed = 0;
             self.requests.clear();
             let streams: Vec<u32> = self.streams.keys().copied().collect();
             for id in streams {

@@ -15,7 +15,7 @@ use super::{
     head::{RequestHead, ResponseHead},
     state::{Broken, Ended, Role, Shared, State, Stream as StreamState},
 };
-use crate::limits::MAX_TAKE_BYTES;
+use crate::limits::{MAX_TAKE_BYTES, SHORT_SEND_BUFFER_BYTES};
 
 /// Opens streams on a client's connection. The connection ends when nobody can open one any more and all are done.
 pub(crate) struct Session(Arc<Shared>);
@@ -77,7 +77,12 @@ impl Drop for Session {
 impl Incoming {
     /// Answers without a body to follow.
     pub(crate) fn refuse(self, status: StatusCode) -> Result<(), Broken> {
-        let head = ResponseHead { status, headers: http::HeaderMap::new() };
+        self.refuse_with(status, http::HeaderMap::new())
+    }
+
+    /// The same, with these headers.
+    pub(crate) fn refuse_with(self, status: StatusCode, headers: http::HeaderMap) -> Result<(), Broken> {
+        let head = ResponseHead { status, headers };
         self.stream.respond(&head, true)
     }
 
@@ -184,6 +189,7 @@ impl Stream {
         let id = self.id;
         self.shared.with(|state| {
             let portion = state.config.stream_window / 4;
+            let most = if state.memory.is_short() { 1 } else { MAX_TAKE_BYTES };
             let Some(stream) = state.streams.get_mut(&id) else { return Poll::Ready(Ok(0)) };
             if stream.unread == 0 {
                 return match &stream.broken {
@@ -197,7 +203,7 @@ impl Stream {
                     }
                 };
             }
-            let taken = stream.take(chunks, MAX_TAKE_BYTES);
+            let taken = stream.take(chunks, most);
             stream.credit += taken as u32;
             if stream.credit >= portion && !stream.recv_closed && stream.broken.is_none() {
                 let credit = std::mem::take(&mut stream.credit);
@@ -206,6 +212,7 @@ impl Stream {
                 state.wake_driver();
             }
             state.give_back(taken);
+            state.resume();
             Poll::Ready(Ok(taken))
         })
     }
@@ -218,7 +225,7 @@ impl Stream {
     ) -> Poll<Result<usize, Broken>> {
         let id = self.id;
         self.shared.with(|state| {
-            let limit = state.config.send_buffer;
+            let limit = if state.memory.is_short() { SHORT_SEND_BUFFER_BYTES } else { state.config.send_buffer };
             let Some(stream) = state.streams.get_mut(&id) else { return Poll::Ready(Err(Broken::Local(Code::CANCEL))) };
             if let Some(broken) = &stream.broken {
                 return Poll::Ready(Err(broken.clone()));
@@ -230,6 +237,7 @@ impl Stream {
             let given: usize = chunks.iter().map(Bytes::len).sum();
             stream.queued += given;
             stream.queue.extend(chunks.drain(..).filter(|chunk| !chunk.is_empty()));
+            state.queued += given;
             state.list(id);
             Poll::Ready(Ok(given))
         })
@@ -297,6 +305,7 @@ impl Drop for Stream {
             stream.received = VecDeque::new();
             let done = stream.recv_closed && (stream.send_closed || flushing);
             state.give_back(unread);
+            state.resume();
             if done || flushing {
                 // What is queued still goes out, then the stream is over.
                 return state.reap(id);

@@ -169,6 +169,7 @@ impl Client {
             authority: authority.to_owned(),
             headers: HeaderMap::new(),
             mark: None,
+            distant: false,
         }
     }
 

@@ -2,6 +2,7 @@
 
 mod answers;
 mod authority;
+mod distrust;
 mod fuzz;
 mod handshake;
 mod peers;

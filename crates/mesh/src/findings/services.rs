@@ -43,7 +43,7 @@ fn waypoint(inputs: &Inputs, name: &NamespacedName, service: &Service, found: &m
     problem(inputs, &binding, &what, asked_by(&binding, &name.namespace, own), &name.namespace, found);
     let selected = Inputs::in_namespace(&inputs.pods, &name.namespace).filter(|(_, pod)| service.selects(&pod.labels));
     // Nobody stands guard at a pod outside of the mesh: what its waypoint refuses could ask the pod itself.
-    let severity = if derive::is_guard_off(service) { Severity::Warning } else { Severity::Error };
+    let severity = if derive::is_guard_off(&service.labels) { Severity::Warning } else { Severity::Error };
     for (pod_name, pod) in selected {
         if !derive::in_mesh(inputs, pod_name, pod) && pod.waypoint.is_none() {
             found.add(
@@ -59,7 +59,7 @@ fn waypoint(inputs: &Inputs, name: &NamespacedName, service: &Service, found: &m
             );
         }
     }
-    if derive::is_guard_off(service) {
+    if derive::is_guard_off(&service.labels) {
         found.add(
             Severity::Warning,
             codes::GUARD_OFF,
@@ -143,7 +143,9 @@ fn pods(inputs: &Inputs, name: &NamespacedName, service: &Service, found: &mut F
         );
     }
     let guards = |object: &Service, name| {
-        binding::of_service(inputs, name, object).filter(|_| !derive::is_guard_off(object)).map(|b| b.request.gateway)
+        binding::of_service(inputs, name, object)
+            .filter(|_| !derive::is_guard_off(&object.labels))
+            .map(|b| b.request.gateway)
     };
     let own = guards(service, name);
     for (pod_name, pod) in selected {

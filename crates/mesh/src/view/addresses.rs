@@ -1,10 +1,15 @@
 //! Whose an address is, in each network (`spec/ztunnel.md` 4).
 
-use std::{collections::HashMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use ipnet::IpNet;
 
 use super::{
+    claims::Claims,
     model::{NetworkAddress, Service, Workload},
     shards::Shards,
 };
@@ -22,19 +27,12 @@ struct Network {
     ranges: Arc<Ranges>,
 }
 
-/// Workloads that say an address is theirs; nearly always one. The first has it.
-#[derive(Clone, Debug)]
-enum Claims {
-    One(Arc<Workload>),
-    Several(Vec<Arc<Workload>>),
-}
-
 /// Services by ranges of addresses.
 #[derive(Clone, Debug, Default)]
 struct Ranges {
-    services: HashMap<IpNet, Vec<Arc<Service>>>,
-    /// Prefix lengths that occur, by family; there are few.
-    lengths: Vec<(bool, u8)>,
+    services: Shards<IpNet, Vec<Arc<Service>>>,
+    /// Prefix lengths that occur, by family, with the ranges of each; there are few.
+    lengths: BTreeMap<(bool, u8), usize>,
 }
 
 // === impl Addresses ===
@@ -53,6 +51,13 @@ impl Addresses {
         first_max(exact, |service| (own(service), service.canonical)).or_else(|| {
             let within = network.ranges.containing(ip).filter(|(_, service)| known(service));
             first_max(within, |(length, service)| (own(service), *length, service.canonical)).map(|(_, found)| found)
+        })
+    }
+
+    /// True if a workload or service has exactly this address.
+    pub(super) fn has(&self, network: &str, ip: IpAddr) -> bool {
+        self.networks.get(network).is_some_and(|network| {
+            network.workloads.get(&ip).is_some() || network.vips.get(&ip).is_some_and(|services| !services.is_empty())
         })
     }
 
@@ -109,7 +114,7 @@ impl Addresses {
     /// Forgets a network that has nothing any more.
     fn forget(&mut self, name: &str) {
         let empty = |network: &Arc<Network>| {
-            network.workloads.len() == 0 && network.vips.len() == 0 && network.ranges.services.is_empty()
+            network.workloads.len() == 0 && network.vips.len() == 0 && network.ranges.is_empty()
         };
         if self.networks.get(name).is_some_and(empty) {
             self.networks.remove(name);
@@ -135,54 +140,16 @@ fn first_max<T, K: Ord>(items: impl Iterator<Item = T>, key: impl Fn(&T) -> K) -
     items.reduce(|best, item| if key(&item) > key(&best) { item } else { best })
 }
 
-// === impl Claims ===
-
-impl Claims {
-    fn owner(&self) -> &Arc<Workload> {
-        match self {
-            Self::One(workload) => workload,
-            // INVARIANT: never fewer than two.
-            Self::Several(workloads) => &workloads[0],
-        }
-    }
-
-    fn put(&mut self, now: &Arc<Workload>) {
-        let mut all = self.take();
-        match all.iter_mut().find(|workload| workload.uid == now.uid) {
-            Some(place) => *place = Arc::clone(now),
-            // A pod's address is given to another pod before the old one's object is gone. Others came first, or not.
-            None if now.is_pod() => all.insert(0, Arc::clone(now)),
-            None => all.push(Arc::clone(now)),
-        }
-        all.sort_by_key(|workload| std::cmp::Reverse((workload.is_pod(), workload.hbone)));
-        *self = Self::of(all).unwrap_or_else(|| Self::One(Arc::clone(now)));
-    }
-
-    /// False if nobody is left.
-    fn remove(&mut self, uid: &str) -> bool {
-        let mut all = self.take();
-        all.retain(|workload| *workload.uid != *uid);
-        Self::of(all).map(|left| *self = left).is_some()
-    }
-
-    fn take(&self) -> Vec<Arc<Workload>> {
-        match self {
-            Self::One(workload) => vec![Arc::clone(workload)],
-            Self::Several(workloads) => workloads.clone(),
-        }
-    }
-
-    fn of(mut all: Vec<Arc<Workload>>) -> Option<Self> {
-        if all.len() > 1 { Some(Self::Several(all)) } else { all.pop().map(Self::One) }
-    }
-}
-
 // === impl Ranges ===
 
 impl Ranges {
+    fn is_empty(&self) -> bool {
+        self.lengths.is_empty()
+    }
+
     fn containing(&self, ip: IpAddr) -> impl Iterator<Item = (u8, &Arc<Service>)> {
-        let lengths = self.lengths.iter().filter(move |(v4, _)| *v4 == ip.is_ipv4());
-        lengths.flat_map(move |(_, length)| {
+        let lengths = self.lengths.range((ip.is_ipv4(), 0)..=(ip.is_ipv4(), u8::MAX));
+        lengths.flat_map(move |((_, length), _)| {
             let range = IpNet::new(ip, *length).ok().map(|range| range.trunc());
             let services = range.and_then(|range| self.services.get(&range));
             services.into_iter().flatten().map(|service| (*length, service))
@@ -190,23 +157,30 @@ impl Ranges {
     }
 
     fn put(&mut self, range: &IpNet, service: &Arc<Service>) {
-        put(self.services.entry(range.trunc()).or_default(), service);
-        self.index();
+        let range = range.trunc();
+        if self.services.get(&range).is_none() {
+            *self.lengths.entry(length(&range)).or_default() += 1;
+        }
+        put(self.services.entry(range, Vec::new), service);
     }
 
     fn remove(&mut self, range: &IpNet, service: &Service) {
-        if let Some(services) = self.services.get_mut(&range.trunc()) {
+        let range = range.trunc();
+        let mut emptied = false;
+        self.services.update(&range, |services| {
             services.retain(|known| known.key != service.key);
-            if services.is_empty() {
-                self.services.remove(&range.trunc());
+            emptied = services.is_empty();
+            !emptied
+        });
+        if emptied && let Some(count) = self.lengths.get_mut(&length(&range)) {
+            *count -= 1;
+            if *count == 0 {
+                self.lengths.remove(&length(&range));
             }
         }
-        self.index();
     }
+}
 
-    fn index(&mut self) {
-        self.lengths = self.services.keys().map(|range| (range.addr().is_ipv4(), range.prefix_len())).collect();
-        self.lengths.sort_unstable();
-        self.lengths.dedup();
-    }
+fn length(range: &IpNet) -> (bool, u8) {
+    (range.addr().is_ipv4(), range.prefix_len())
 }

@@ -7,7 +7,10 @@ use std::{
 
 use ambit_api::AuthorizationPolicy;
 use ambit_policy::{Compiled, Options, PathNormalization, PolicyName};
-use ambit_xds::{security::Scope, waypoint::BoundService};
+use ambit_xds::{
+    security::{Policy, Scope},
+    waypoint::BoundService,
+};
 
 use super::{
     decode::{self, WorkloadFacts},
@@ -23,6 +26,8 @@ pub(super) struct Policies {
     entries: BTreeMap<Arc<str>, Entry>,
     global: BTreeSet<Arc<str>>,
     by_namespace: HashMap<Arc<str>, BTreeSet<Arc<str>>>,
+    /// Removed, but workloads still name them: they stay in force until none does.
+    kept: BTreeSet<Arc<str>>,
     /// Compiled sets by what they were made of, so that workloads with the same policies share one.
     cache: HashMap<SetKey, Arc<Compiled>>,
     /// Moves with every change; names versions within this store.
@@ -96,6 +101,7 @@ impl Policies {
             entries: BTreeMap::new(),
             global: BTreeSet::new(),
             by_namespace: HashMap::new(),
+            kept: BTreeSet::new(),
             cache: HashMap::new(),
             revision: 0,
         }
@@ -152,6 +158,7 @@ impl Policies {
     /// Forgets a policy.
     pub(super) fn remove(&mut self, name: &str, touched: &mut Touched) {
         let Some((name, entry)) = self.entries.remove_entry(name) else { return };
+        self.kept.remove(&name);
         touched.add(&name, &entry.scope);
         match &entry.scope {
             Reach::Everything => drop(self.global.remove(&name)),
@@ -164,6 +171,33 @@ impl Policies {
                 }
             }
             Reach::OnlyNamed => {}
+        }
+    }
+
+    /// Takes note that a policy was removed while workloads name it. The control plane says the one and the other in
+    /// different messages; if the policy went at once, the workloads would be closed until the next one. False if the
+    /// policy isn't one that only workloads that name it have.
+    pub(super) fn keep_while_named(&mut self, name: &str) -> bool {
+        match self.entries.get_key_value(name) {
+            Some((name, entry)) if entry.scope == Reach::OnlyNamed => {
+                self.kept.insert(Arc::clone(name));
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Those that were removed while workloads named them.
+    pub(super) fn kept(&self) -> &BTreeSet<Arc<str>> {
+        &self.kept
+    }
+
+    /// Forgets those of them that aren't named any more.
+    pub(super) fn release(&mut self, named: &BTreeSet<Arc<str>>) {
+        let unnamed: Vec<_> = self.kept.difference(named).cloned().collect();
+        for name in unnamed {
+            // Nobody names it, so nothing is touched.
+            self.remove(&name, &mut Touched::default());
         }
     }
 
@@ -210,7 +244,12 @@ impl Policies {
 
     /// The compiled policies of a service at its waypoint. The error says why everything is denied.
     pub(super) fn of_service(&self, service: &BoundService) -> (Arc<Compiled>, Result<(), String>) {
-        let policies: Vec<_> = service.policies.iter().map(|policy| (policy, decode::policy(policy))).collect();
+        self.at_waypoint(&service.policies)
+    }
+
+    /// The same for any policies that a waypoint is sent.
+    pub(super) fn at_waypoint(&self, policies: &[Policy]) -> (Arc<Compiled>, Result<(), String>) {
+        let policies: Vec<_> = policies.iter().map(|policy| (policy, decode::policy(policy))).collect();
         let read = policies.iter().map(|(wire, policy)| {
             policy.as_ref().map_err(|reason| rejected(&format!("{}/{}", wire.namespace, wire.name), reason))
         });

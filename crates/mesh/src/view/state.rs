@@ -8,6 +8,7 @@ use std::{
 use ambit_policy::{Compiled, Options, PathNormalization};
 use ambit_xds::{
     ADDRESS_TYPE, AUTHORIZATION_TYPE, DeltaResponse, MESH_TYPE, WAYPOINT_TYPE, mesh,
+    security::Policy,
     waypoint::{BoundService, Bundle},
 };
 use prost::Message;
@@ -64,6 +65,9 @@ struct Entry {
 struct BundleEntry {
     /// As received, to see what changed.
     services: HashMap<ServiceKey, BoundService>,
+    workload_policies: Vec<Policy>,
+    /// It couldn't be read, so everything is denied.
+    closed: bool,
     built: Arc<WaypointBundle>,
 }
 
@@ -133,26 +137,39 @@ impl State {
             }
         }
         if touched.everything() {
-            let closed = |entry: &BundleEntry| entry.services.is_empty();
-            for entry in self.bundles.values_mut().filter(|entry| !closed(entry)) {
+            for entry in self.bundles.values_mut().filter(|entry| !entry.closed) {
                 let services = entry.services.iter();
                 let services = services.map(|(key, bound)| (key.clone(), self.policies.of_service(bound).0)).collect();
                 let (namespace, name) = (Arc::clone(&entry.built.namespace), Arc::clone(&entry.built.name));
-                entry.built = Arc::new(WaypointBundle { namespace, name, services });
+                let (own, workloads) = (entry.built.own.clone(), self.policies.at_waypoint(&entry.workload_policies).0);
+                entry.built = Arc::new(WaypointBundle { namespace, name, services, own, workloads });
                 self.changed.bundles = true;
             }
         }
     }
 
     fn authorizations(&mut self, response: &DeltaResponse, touched: &mut Touched, rejected: &mut Rejected) {
-        for name in &response.removed {
-            self.policies.remove(name, touched);
+        let removed: BTreeSet<Arc<str>> = response.removed.iter().map(|name| name.as_str().into()).collect();
+        let named = self.named_among(&removed);
+        for name in &removed {
+            if !(named.contains(name) && self.policies.keep_while_named(name)) {
+                self.policies.remove(name, touched);
+            }
         }
         for resource in &response.resources {
             if let Err(reason) = self.policies.upsert(&resource.name, &resource.value, touched) {
                 rejected.push((resource.name.clone(), reason));
             }
         }
+    }
+
+    /// Those of these policies that a workload names.
+    fn named_among(&self, policies: &BTreeSet<Arc<str>>) -> BTreeSet<Arc<str>> {
+        if policies.is_empty() {
+            return BTreeSet::new();
+        }
+        let named = self.workloads.values().flat_map(|entry| entry.facts.policies.iter());
+        named.filter(|name| policies.contains(*name)).cloned().collect()
     }
 
     fn addresses(&mut self, response: &DeltaResponse, rejected: &mut Rejected) {
@@ -166,12 +183,14 @@ impl State {
             let outcome = address.and_then(|address| match address {
                 _ if full && !self.knows(&resource.name) => Err(format!("more than {MAX_ADDRESSES} addresses")),
                 Address::Workload(facts) => {
+                    self.remove_service(&resource.name);
                     let uid = Arc::clone(&facts.workload.uid);
                     self.changed.workloads.insert(Arc::clone(&uid));
                     self.workloads.insert(uid, Entry { facts: *facts, stale: true });
                     Ok(())
                 }
                 Address::Service(service) => {
+                    self.remove_workload(&resource.name);
                     self.put_service(&service.key.clone(), Some(Arc::new(*service)));
                     Ok(())
                 }
@@ -194,9 +213,17 @@ impl State {
     }
 
     fn remove_address(&mut self, name: &str) {
+        self.remove_service(name);
+        self.remove_workload(name);
+    }
+
+    fn remove_service(&mut self, name: &str) {
         if let Some(service) = self.service(name) {
             self.put_service(&service.key, None);
         }
+    }
+
+    fn remove_workload(&mut self, name: &str) {
         if let Some((uid, _)) = self.workloads.remove_entry(name) {
             self.put_workload(&uid, None);
             self.changed.workloads.remove(&uid);
@@ -294,6 +321,8 @@ impl State {
             let named = |bundle: &Arc<WaypointBundle>| (Arc::clone(&bundle.namespace), Arc::clone(&bundle.name));
             self.view.waypoints = Arc::new(bundles.map(|bundle| (named(bundle), Arc::clone(bundle))).collect());
         }
+        let named = self.named_among(self.policies.kept());
+        self.policies.release(&named);
         self.policies.forget_unused();
         self.names.clean();
     }
@@ -363,9 +392,19 @@ impl State {
             compiled.insert(key.clone(), set);
             services.insert(key, service);
         }
-        let (namespace, short) = (bundle.namespace.into(), bundle.name.into());
-        let built = Arc::new(WaypointBundle { namespace, name: short, services: compiled });
-        self.bundles.insert(name.into(), BundleEntry { services, built });
+        let policies = bundle.workload_policies;
+        let unchanged = previous.as_ref().filter(|entry| !entry.closed && entry.workload_policies == policies);
+        let workloads = unchanged.map(|entry| Arc::clone(&entry.built.workloads)).unwrap_or_else(|| {
+            let (set, outcome) = self.policies.at_waypoint(&policies);
+            reasons.extend(outcome.err());
+            set
+        });
+        let (namespace, short): (Arc<str>, _) = (bundle.namespace.into(), bundle.name.into());
+        let own = (!bundle.hostname.is_empty())
+            .then(|| ServiceKey { namespace: Arc::clone(&namespace), hostname: bundle.hostname.into() });
+        let built = Arc::new(WaypointBundle { namespace, name: short, services: compiled, own, workloads });
+        let entry = BundleEntry { services, workload_policies: policies, closed: false, built };
+        self.bundles.insert(name.into(), entry);
         if reasons.is_empty() { Ok(()) } else { Err(reasons.join("; ")) }
     }
 
@@ -375,10 +414,14 @@ impl State {
             let deny = Arc::new(Compiled::deny_all(&format!("the waypoint's configuration was rejected: {reason}")));
             let closed = entry.built.services.keys().map(|key| (key.clone(), Arc::clone(&deny))).collect();
             entry.services.clear();
+            entry.workload_policies.clear();
+            entry.closed = true;
             entry.built = Arc::new(WaypointBundle {
                 namespace: Arc::clone(&entry.built.namespace),
                 name: Arc::clone(&entry.built.name),
                 services: closed,
+                own: entry.built.own.clone(),
+                workloads: deny,
             });
         }
         reason

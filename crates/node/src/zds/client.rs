@@ -21,7 +21,16 @@ use crate::limits::{ZDS_CONNECT_BACKOFF, ZDS_RETRY, ZDS_SESSION_BACKOFF, ZDS_TIM
 #[derive(Debug)]
 pub struct Client {
     path: PathBuf,
-    status: watch::Sender<Status>,
+    told: Told,
+}
+
+/// A pod that couldn't be started yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PendingPod {
+    /// Its uid, as the agent names it.
+    pub uid: Box<str>,
+    /// Who it is.
+    pub info: WorkloadInfo,
 }
 
 /// How serving pods goes.
@@ -64,6 +73,13 @@ enum Ended {
     Protocol(String),
 }
 
+/// What can be seen of a client.
+#[derive(Debug)]
+struct Told {
+    status: watch::Sender<Status>,
+    pending: watch::Sender<Vec<PendingPod>>,
+}
+
 struct Session<P> {
     home: Arc<OwnedFd>,
     table: Table<Arc<NetworkNamespace>>,
@@ -90,7 +106,13 @@ impl Client {
     #[must_use]
     pub fn new(path: impl Into<PathBuf>) -> (Self, watch::Receiver<Status>) {
         let (status, watched) = watch::channel(Status::default());
-        (Self { path: path.into(), status }, watched)
+        (Self { path: path.into(), told: Told { status, pending: watch::Sender::default() } }, watched)
+    }
+
+    /// The pods that couldn't be started yet, by uid.
+    #[must_use]
+    pub fn pending(&self) -> watch::Receiver<Vec<PendingPod>> {
+        self.told.pending.subscribe()
     }
 
     /// Serves the agent, over as many connections as it takes. Pods go on being served while there's none. Dropping this
@@ -105,15 +127,15 @@ impl Client {
         loop {
             let connection = self.connect(&mut session).await;
             session.table.connected();
-            match session.serve(&connection, &self.status, &mut pause).await {
+            match session.serve(&connection, &self.told, &mut pause).await {
                 Ended::Reconnect(reason) => {
                     drop(connection);
-                    self.status.send_modify(|status| {
+                    self.told.status.send_modify(|status| {
                         status.connected = false;
                         status.synced = false;
                     });
                     tracing::info!(agent = %self.path.display(), reason, "the connection to the node agent ended");
-                    session.retry_for(pause.next(), &self.status).await;
+                    session.retry_for(pause.next(), &self.told).await;
                 }
                 Ended::Protocol(reason) => return Err(ProtocolError::Agent { path: self.path, reason }),
             }
@@ -132,7 +154,7 @@ impl Client {
                 }
                 Err(_) => {}
             }
-            session.retry_for(pause.next(), &self.status).await;
+            session.retry_for(pause.next(), &self.told).await;
         }
     }
 }
@@ -141,14 +163,14 @@ impl Client {
 
 impl<P: Proxies> Session<P> {
     /// Serves one connection to its end.
-    async fn serve(&mut self, connection: &Connection, status: &watch::Sender<Status>, pause: &mut Backoff) -> Ended {
+    async fn serve(&mut self, connection: &Connection, told: &Told, pause: &mut Backoff) -> Ended {
         let lost = |error: io::Error| Ended::Reconnect(error.to_string());
         match timeout(ZDS_TIMEOUT, connection.send(&encode_hello(), None)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return lost(error),
             Err(_) => return Ended::Reconnect("the agent doesn't read".to_owned()),
         }
-        self.publish(true, status);
+        self.publish(true, told);
         let mut retry = interval_at(Instant::now() + ZDS_RETRY, ZDS_RETRY);
         retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -156,7 +178,7 @@ impl<P: Proxies> Session<P> {
                 received = connection.receive() => received,
                 _ = retry.tick() => {
                     self.table.retry(&mut self.proxies);
-                    self.publish(true, status);
+                    self.publish(true, told);
                     continue;
                 }
             };
@@ -170,7 +192,7 @@ impl<P: Proxies> Session<P> {
                 Ok(answer) => answer,
                 Err(ended) => return self.refuse(connection, ended).await,
             };
-            self.publish(true, status);
+            self.publish(true, told);
             if self.table.is_synced() {
                 // The agent is a sound one: the next time is a first time.
                 *pause = Backoff::new(ZDS_SESSION_BACKOFF);
@@ -209,15 +231,15 @@ impl<P: Proxies> Session<P> {
     }
 
     /// Waits, trying pending pods at their times.
-    async fn retry_for(&mut self, pause: Duration, status: &watch::Sender<Status>) {
+    async fn retry_for(&mut self, pause: Duration, told: &Told) {
         sleep(pause).await;
         if pause >= ZDS_RETRY {
             self.table.retry(&mut self.proxies);
-            self.publish(false, status);
+            self.publish(false, told);
         }
     }
 
-    fn publish(&self, connected: bool, status: &watch::Sender<Status>) {
+    fn publish(&self, connected: bool, told: &Told) {
         let now = Status {
             connected,
             synced: connected && self.table.is_synced(),
@@ -226,7 +248,16 @@ impl<P: Proxies> Session<P> {
             started: self.table.started,
             stopped: self.table.stopped,
         };
-        status.send_if_modified(|status| std::mem::replace(status, now) != now);
+        told.status.send_if_modified(|status| std::mem::replace(status, now) != now);
+        let pending = self.table.pending_pods();
+        let mut pending: Vec<_> =
+            pending.map(|(uid, info)| PendingPod { uid: uid.into(), info: info.clone() }).collect();
+        pending.sort_unstable_by(|one, other| one.uid.cmp(&other.uid));
+        told.pending.send_if_modified(|known| {
+            let changed = *known != pending;
+            *known = pending;
+            changed
+        });
     }
 }
 

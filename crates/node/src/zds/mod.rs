@@ -18,7 +18,7 @@ mod seqpacket;
 mod server;
 mod table;
 
-pub use client::{Client, ProtocolError, Status};
+pub use client::{Client, PendingPod, ProtocolError, Status};
 pub use message::WorkloadInfo;
 pub use netns::{NetworkNamespace, PrivilegeError, check_privileges, own_addresses};
 pub use server::{AddError, Server};

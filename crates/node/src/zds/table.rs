@@ -63,6 +63,11 @@ impl<N: PartialEq> Table<N> {
         self.pending.len()
     }
 
+    /// Those that couldn't be started.
+    pub(super) fn pending_pods(&self) -> impl Iterator<Item = (&str, &WorkloadInfo)> {
+        self.pending.iter().map(|(uid, pod)| (&**uid, &pod.info))
+    }
+
     /// Does what the agent asks. The inner result is the answer to it.
     pub(super) fn handle(
         &mut self,

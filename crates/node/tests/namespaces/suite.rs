@@ -65,6 +65,7 @@ pub(crate) async fn run(process: NodeProcess) -> ExitCode {
         node_is_the_first_process,
         pods_are_made_quickly,
         pods_reach_each_other_by_tcp,
+        pods_come_and_go_unnoticed_by_others,
         outbound_is_redirected_with_its_original_destination,
         inbound_is_redirected_except_hbone,
         a_transparent_connection_keeps_the_clients_address,
@@ -224,6 +225,34 @@ async fn pods_reach_each_other_by_tcp(world: &World) -> Outcome {
     let _serving = world.serve(&server, &["ambit", "serve", "10.244.0.3:8080"]).await?;
     let reply = world.output(&client, &["ambit", "connect", "10.244.0.3:8080", "hello"]).await?;
     ensure!(reply == "10.244.0.2 said hello", "{reply}");
+    Ok(())
+}
+
+/// Nobody sends to a hardware address that is no more: not to the gateway's, nor to that of the last pod with an address.
+async fn pods_come_and_go_unnoticed_by_others(world: &World) -> Outcome {
+    // A first packet may be lost while a link comes up, and is sent again after a second. One that goes to the wrong
+    // hardware address is lost for more than five.
+    const QUICK: Duration = Duration::from_millis(2_500);
+    let client = world.pod(2, Capture::Outside)?;
+    let gateway = TcpListener::bind((ambit_node::GATEWAY, 0)).await.map_err(|error| error.to_string())?;
+    let gateway_address = gateway.local_addr().map_err(|error| error.to_string())?;
+    let reach = async |address: SocketAddr, listener: &TcpListener| {
+        let socket = client.network().socket(Domain::IPV4, Type::STREAM, None).map_err(|error| error.to_string())?;
+        socket.set_mark(MARK).map_err(|error| error.to_string())?;
+        let connecting = TcpSocket::from_std_stream(socket.into()).connect(address);
+        let both = async { tokio::try_join!(connecting, listener.accept()) };
+        let reached =
+            tokio::time::timeout(QUICK, both).await.map_err(|_| format!("{address} isn't reached at once"))?;
+        reached.map(|_| ()).map_err(|error| error.to_string())
+    };
+    reach(gateway_address, &gateway).await?;
+    for others in [3, 4, 5, 3, 4, 5] {
+        let pods = [world.pod(9, Capture::Outside)?, world.pod(others, Capture::Outside)?];
+        reach(gateway_address, &gateway).await?;
+        reach(SocketAddr::new(IpAddr::V4(ip(9)), 9_000), &listen(&pods[0], "0.0.0.0:9000", false)?).await?;
+        drop(pods);
+        reach(gateway_address, &gateway).await?;
+    }
     Ok(())
 }
 

@@ -47,11 +47,11 @@ pub struct Pods {
     stopped: AtomicU64,
 }
 
-/// Counts what revocation lists do.
+/// Counts what revocation lists do. Istio's family of connections that lists can't be applied to
+/// (`istio_crl_untracked_connections_total`) has no use here: every connection keeps its peer's certificates.
 #[derive(Debug, Default)]
 pub struct Revocation {
     rejections: [AtomicU64; 2],
-    untracked: [AtomicU64; 2],
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -150,11 +150,6 @@ impl Revocation {
         self.rejections[reporter as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Counts a connection whose peer's certificates can't be looked up when the lists change.
-    pub fn untracked(&self, reporter: Reporter) {
-        self.untracked[reporter as usize].fetch_add(1, Ordering::Relaxed);
-    }
-
     pub(super) fn encode(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let by_reporter = |counts: &[AtomicU64; 2]| {
             [Reporter::Source, Reporter::Destination]
@@ -163,9 +158,7 @@ impl Revocation {
                 .filter(|(_, count)| *count > 0)
         };
         let help = "The total number of connections refused or closed by a revocation list (unstable)";
-        counter(encoder, "istio_crl_policy_rejections", help, by_reporter(&self.rejections))?;
-        let help = "The total number of connections that revocation lists can't be applied to later (unstable)";
-        counter(encoder, "istio_crl_untracked_connections", help, by_reporter(&self.untracked))
+        counter(encoder, "istio_crl_policy_rejections", help, by_reporter(&self.rejections))
     }
 }
 

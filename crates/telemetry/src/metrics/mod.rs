@@ -62,6 +62,8 @@ pub struct Values {
     pub runtimes: Runtimes,
     /// Lines of the log that were dropped because the writer was behind.
     pub dropped_log_lines: Arc<AtomicU64>,
+    /// Decision records that were dropped because whoever writes them was behind.
+    pub dropped_records: Arc<AtomicU64>,
 }
 
 #[derive(Debug)]
@@ -83,6 +85,7 @@ impl Metrics {
             refusals: Refusals::new(),
             runtimes: Runtimes::default(),
             dropped_log_lines: Arc::default(),
+            dropped_records: Arc::default(),
         });
         let mut registry = Registry::default();
         registry.register_collector(Box::new(Source(Arc::clone(&values))));
@@ -118,7 +121,18 @@ impl fmt::Debug for Metrics {
 
 impl Collector for Source {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let Values { build, traffic, dns, xds, pods, revocation, refusals, runtimes, dropped_log_lines } = &*self.0;
+        let Values {
+            build,
+            traffic,
+            dns,
+            xds,
+            pods,
+            revocation,
+            refusals,
+            runtimes,
+            dropped_log_lines,
+            dropped_records,
+        } = &*self.0;
         let encoder = &mut encoder;
         let build = [([("component", build.0.as_str()), ("tag", build.1.as_str())], 1)];
         gauge(encoder, "istio_build", "Istio component build info", build)?;
@@ -131,6 +145,8 @@ impl Collector for Source {
         runtimes.encode(encoder)?;
         let help = "Log lines dropped because the log's writer was behind";
         single_counter(encoder, "ambit_log_lines_dropped", help, dropped_log_lines.load(Ordering::Relaxed))?;
+        let help = "Decision records dropped, and so missing in the access log, because their writer was behind";
+        single_counter(encoder, "ambit_decision_records_dropped", help, dropped_records.load(Ordering::Relaxed))?;
         let help = "Connections and queries counted under unknown workloads because there were too many label sets";
         single_counter(encoder, "ambit_metric_overflows", help, traffic.overflowed().saturating_add(dns.overflowed()))?;
         process::encode(encoder)

@@ -64,6 +64,10 @@ pub struct Usage {
     pub used: usize,
     /// At most.
     pub limit: usize,
+    /// Refusals because a workload has used up its share.
+    pub refused_by_workload: u64,
+    /// Refusals because all have used up the whole.
+    pub refused_by_node: u64,
 }
 
 /// Counts refusals, and reads budgets.
@@ -144,7 +148,13 @@ impl Refusals {
         let used = budgets.iter().map(|(name, usage)| ([("budget", *name)], value(usage.used)));
         gauge(encoder, "ambit_budget_used", "How much of a budget is in use", used)?;
         let limit = budgets.iter().map(|(name, usage)| ([("budget", *name)], value(usage.limit)));
-        gauge(encoder, "ambit_budget_limit", "How much of a budget there is", limit)
+        gauge(encoder, "ambit_budget_limit", "How much of a budget there is", limit)?;
+        let refused = budgets.iter().flat_map(|(name, usage)| {
+            let labels = |scope| [("budget", *name), ("scope", scope)];
+            [(labels("workload"), usage.refused_by_workload), (labels("node"), usage.refused_by_node)]
+        });
+        let help = "What was refused because a workload's share of a budget, or all of it, was used up";
+        counter(encoder, "ambit_budget_refused", help, refused.filter(|(_, count)| *count > 0))
     }
 }
 

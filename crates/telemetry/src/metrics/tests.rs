@@ -250,11 +250,15 @@ fn the_other_families_have_their_names_and_labels() {
     metrics.pods.started();
     metrics.pods.stopped();
     metrics.revocation.rejected(Reporter::Destination);
-    metrics.revocation.untracked(Reporter::Source);
     metrics.traffic.on_demand_dns(&party("client"), &"db.example.com".into());
     metrics.refusals.refused(Reporter::Destination, Refusal::PodConnections);
-    metrics.refusals.watch_budget("connections", || Usage { used: 9, limit: 10 });
-    metrics.refusals.watch_budget("connections", || Usage { used: 3, limit: 10 });
+    metrics.refusals.watch_budget("connections", || Usage { used: 9, limit: 10, ..Usage::default() });
+    metrics.refusals.watch_budget("connections", || Usage {
+        used: 3,
+        limit: 10,
+        refused_by_workload: 7,
+        ..Usage::default()
+    });
     metrics.dropped_log_lines.fetch_add(4, Ordering::Relaxed);
     let samples = samples(&metrics.encode().expect("text"));
 
@@ -277,7 +281,6 @@ fn the_other_families_have_their_names_and_labels() {
         ("workload_manager_proxies_started_total".to_owned(), 1.0),
         ("workload_manager_proxies_stopped_total".to_owned(), 1.0),
         (r#"istio_crl_policy_rejections_total{reporter="destination"}"#.to_owned(), 1.0),
-        (r#"istio_crl_untracked_connections_total{reporter="source"}"#.to_owned(), 1.0),
         (r#"ambit_refused_total{reporter="destination",reason="pod_connections"}"#.to_owned(), 1.0),
         (r#"ambit_budget_used{budget="connections"}"#.to_owned(), 3.0),
         (r#"ambit_budget_limit{budget="connections"}"#.to_owned(), 10.0),
@@ -331,4 +334,18 @@ fn opening_a_connection_costs_little() {
     let each = started.elapsed() / 10_000;
     assert!(each < Duration::from_micros(500), "{each:?}");
     println!("opening and closing: {each:?}");
+}
+
+#[test]
+fn records_without_a_place_in_the_queue_are_counted() {
+    let metrics = Metrics::new("ztunnel", "1.2.3");
+    let (recorder, _records) = crate::recorder_counting(Arc::clone(&metrics.dropped_records));
+    let decision = ambit_policy::Decision::deny("no ALLOW rule matches");
+    let (source, destination) = (crate::Source::default(), crate::Destination::default());
+    let record = crate::DecisionRecord::new(crate::Enforcer::ZtunnelInbound, source, destination, "TCP", &decision);
+    for _ in 0..crate::MAX_QUEUED_RECORDS + 3 {
+        recorder.record(record.clone());
+    }
+    let samples = samples(&metrics.encode().expect("text"));
+    assert_eq!(samples.get("ambit_decision_records_dropped_total"), Some(&3.0));
 }

@@ -3,7 +3,7 @@
 use std::{
     fmt,
     sync::{
-        Arc,
+        Arc, PoisonError, RwLock,
         atomic::{AtomicI64, AtomicU64, Ordering},
     },
 };
@@ -101,7 +101,11 @@ pub struct Traffic {
     connections: SeriesSet<TrafficLabels, Counts>,
     on_demand_dns: SeriesSet<OnDemandLabels, AtomicU64>,
     sockets: [AtomicI64; 2],
+    live: RwLock<Option<Live>>,
 }
+
+/// Counts what live connections have moved since it last did.
+struct Live(Box<dyn Fn() + Send + Sync>);
 
 /// One open connection's counters. Dropped without [`fail`](Self::fail), it has ended well.
 #[derive(Debug)]
@@ -190,7 +194,14 @@ impl Traffic {
             connections: SeriesSet::new(limit, rest),
             on_demand_dns: SeriesSet::new(MAX_ON_DEMAND_SERIES, on_demand_rest),
             sockets: Default::default(),
+            live: RwLock::default(),
         })
+    }
+
+    /// Calls this before each scrape, so that whoever carries connections counts what they moved so far. It must be quick;
+    /// a second one replaces the first.
+    pub fn before_scrape(&self, count: impl Fn() + Send + Sync + 'static) {
+        *self.live.write().unwrap_or_else(PoisonError::into_inner) = Some(Live(Box::new(count)));
     }
 
     /// Counts a connection as opened. One lookup; bytes are then counted without any.
@@ -220,6 +231,9 @@ impl Traffic {
     }
 
     pub(super) fn encode(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        if let Some(live) = &*self.live.read().unwrap_or_else(PoisonError::into_inner) {
+            (live.0)();
+        }
         let all = self.connections.snapshot();
         let plain = |read: fn(&Counts) -> &AtomicU64| {
             let value = move |series: &Series<_, Counts>| read(&series.values).load(Ordering::Relaxed);
@@ -255,6 +269,14 @@ const CLOSED: &str = "The total number of TCP connections closed";
 const RECEIVED: &str = "The size of total bytes received during request in case of a TCP connection";
 const SENT: &str = "The size of total bytes sent during response in case of a TCP connection";
 const FAILED: &str = "The total number of TCP connections that failed (unstable)";
+
+// === impl Live ===
+
+impl fmt::Debug for Live {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Live")
+    }
+}
 
 // === impl OpenConnection ===
 

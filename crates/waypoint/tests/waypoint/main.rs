@@ -10,3 +10,4 @@ mod load;
 mod mesh;
 mod server_first;
 mod tcp;
+mod workloads;

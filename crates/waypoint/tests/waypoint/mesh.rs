@@ -149,7 +149,8 @@ impl Mesh {
     }
 
     pub fn bundle(&self, services: Vec<BoundService>) {
-        let bundle = Bundle { namespace: NAMESPACE.to_owned(), name: "waypoint".to_owned(), services };
+        let bundle =
+            Bundle { namespace: NAMESPACE.to_owned(), name: "waypoint".to_owned(), services, ..Bundle::default() };
         self.apply(WAYPOINT_TYPE, vec![(format!("{NAMESPACE}/waypoint"), bundle.encode_to_vec())], &[]);
     }
 
@@ -182,6 +183,7 @@ impl Mesh {
             authority: authority.to_owned(),
             headers: http::HeaderMap::new(),
             mark: None,
+            distant: false,
         };
         soon(pool.connect(request)).await
     }

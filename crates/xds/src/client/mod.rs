@@ -16,7 +16,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 /// What fuzzers look into.
 pub(crate) mod fuzzing {
-    pub(crate) use super::{last_good::fuzzing::kept_state, session::Session};
+    pub(crate) use super::{
+        last_good::fuzzing::kept_state,
+        session::{Demand, Session},
+    };
 }
 
 pub use options::{NodeIdentity, Options, OptionsError, Watch};
@@ -49,9 +52,12 @@ pub struct State {
 /// Why a name asked for on demand didn't come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DemandError {
-    /// The control plane says that there is no such resource, or sent one that couldn't be read.
+    /// The control plane says that there is no such resource.
     #[error("the control plane has no such resource")]
     Absent,
+    /// It has one that can't be read, so what that says isn't known.
+    #[error("what the control plane has under this name can't be read")]
+    Unreadable,
     /// It didn't answer in time.
     #[error("the control plane didn't answer within {DEMAND_TIMEOUT:?}")]
     Timeout,
@@ -71,6 +77,8 @@ pub enum DemandError {
 struct DemandMessage {
     type_url: String,
     name: String,
+    /// Ask for it though it is known.
+    again: bool,
     answer: oneshot::Sender<Result<(), DemandError>>,
 }
 
@@ -114,10 +122,23 @@ impl Handle {
     /// Subscribes to a resource and waits until it is in force. `name` is `network/ip`, `namespace/hostname` or a uid.
     ///
     /// # Errors
-    /// When it doesn't exist, or isn't there after [`DEMAND_TIMEOUT`]. It stays subscribed to, so it may still come.
+    /// When it doesn't exist, or isn't there after [`DEMAND_TIMEOUT`]; then it may still come.
     pub async fn demand(&self, type_url: &str, name: &str) -> Result<(), DemandError> {
+        self.ask(type_url, name, false).await
+    }
+
+    /// The same, asking for what is held already too. For names that changed hands: an address of which the client knows
+    /// whose it was, or a service of whose new endpoints it wasn't told.
+    ///
+    /// # Errors
+    /// As [`Self::demand`].
+    pub async fn refresh(&self, type_url: &str, name: &str) -> Result<(), DemandError> {
+        self.ask(type_url, name, true).await
+    }
+
+    async fn ask(&self, type_url: &str, name: &str, again: bool) -> Result<(), DemandError> {
         let (answer, answered) = oneshot::channel();
-        let message = DemandMessage { type_url: type_url.to_owned(), name: name.to_owned(), answer };
+        let message = DemandMessage { type_url: type_url.to_owned(), name: name.to_owned(), again, answer };
         let asked = async {
             self.demands.send(message).await.map_err(|_| DemandError::Stopped)?;
             answered.await.unwrap_or(Err(DemandError::Stopped))

@@ -140,14 +140,14 @@ impl Client {
         // Servers may send their headers only with the first response; names can be asked for before.
         let mut incoming = pin!(stream::once(opened).try_flatten());
         loop {
-            let request = tokio::select! {
+            let answers = tokio::select! {
                 next = incoming.next() => match next {
                     None => return Ended::Complete,
                     Some(Err(status)) => return Ended::Status(status),
                     Some(Ok(response)) => {
                         first_response.get_or_insert_with(Instant::now);
                         match self.apply(response).await {
-                            Some(answer) => Some(answer),
+                            Some(answers) => answers,
                             None => return Ended::SinkClosed,
                         }
                     }
@@ -155,10 +155,10 @@ impl Client {
                 Some(message) = self.demands.recv() => self.demand(message),
                 turn = turn(self.keeper.as_mut()) => {
                     self.take_turn(turn);
-                    None
+                    Vec::new()
                 }
             };
-            if let Some(request) = request {
+            for request in answers {
                 match timeout(KEEPALIVE_INTERVAL, requests.send(request)).await {
                     Ok(Ok(())) => {}
                     Ok(Err(_)) => return Ended::Complete,
@@ -168,8 +168,8 @@ impl Client {
         }
     }
 
-    /// Hands a response on, and returns the answer to it; nothing if nobody takes it.
-    async fn apply(&mut self, response: DeltaDiscoveryResponse) -> Option<DeltaDiscoveryRequest> {
+    /// Hands a response on, and returns what to answer; nothing if nobody takes it.
+    async fn apply(&mut self, response: DeltaDiscoveryResponse) -> Option<Vec<DeltaDiscoveryRequest>> {
         let (type_url, bytes) = (response.type_url.clone(), response.encoded_len());
         let mut received = self.session.read(response);
         if let Some(keeper) = &mut self.keeper {
@@ -182,9 +182,8 @@ impl Client {
         };
         let outcome = self.session.applied(received, result);
         self.stats.received(&type_url, bytes, outcome.refused.len());
-        for (name, there) in &outcome.answered {
-            let result = if *there { Ok(()) } else { Err(DemandError::Absent) };
-            self.waiters.answer(&type_url, name, result);
+        for (name, result) in &outcome.answered {
+            self.waiters.answer(&type_url, name, *result);
         }
         if let Some(status) = &outcome.answer.error_detail {
             tracing::warn!(%type_url, reason = %status.message, "discovery: refused");
@@ -198,24 +197,38 @@ impl Client {
             *state = now;
             changed
         });
-        Some(outcome.answer)
+        Some(std::iter::once(outcome.answer).chain(outcome.unsubscribe).collect())
     }
 
-    /// Notes a name that is asked for; returns the request to send for it.
-    fn demand(&mut self, message: DemandMessage) -> Option<DeltaDiscoveryRequest> {
-        let DemandMessage { type_url, name, answer } = message;
-        let (result, request) = match self.session.demand(&type_url, &name) {
-            Demand::Ask(request) => {
+    /// Notes a name that is asked for; returns the requests to send for it.
+    fn demand(&mut self, message: DemandMessage) -> Vec<DeltaDiscoveryRequest> {
+        let DemandMessage { type_url, name, again, answer } = message;
+        let Some(answer) = self.waiters.join(&type_url, &name, answer) else { return Vec::new() };
+        let mut requests = Vec::new();
+        let demand = match self.waiters.has_room() {
+            true => match self.session.demand(&type_url, &name, again) {
+                Demand::Full => {
+                    let is_awaited = |name: &str| self.waiters.is_awaited(&type_url, name);
+                    requests.extend(self.session.forget_unanswered(&type_url, is_awaited));
+                    self.session.demand(&type_url, &name, again)
+                }
+                demand => demand,
+            },
+            false => Demand::Full,
+        };
+        let result = match demand {
+            Demand::Ask(asked) => {
                 self.waiters.add(type_url, name, answer);
-                return Some(*request);
+                requests.extend(asked);
+                return requests;
             }
-            Demand::Known => (Ok(()), None),
-            Demand::Full => (Err(DemandError::Full), None),
-            Demand::WatchedWhole => (Err(DemandError::NotOnDemand), None),
+            Demand::Known => Ok(()),
+            Demand::Full => Err(DemandError::Full),
+            Demand::WatchedWhole => Err(DemandError::NotOnDemand),
         };
         // The caller may have given up meanwhile; then nobody needs the answer.
         let _ = answer.send(result);
-        request
+        requests
     }
 
     /// A pause, in which names may be asked for and files written.

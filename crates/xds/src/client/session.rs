@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::DemandError;
 use crate::{
     DeltaResponse, Resource,
     channel::Nack,
@@ -19,6 +20,7 @@ pub(crate) struct Session {
     node: Node,
     types: BTreeMap<String, Type>,
     max_resources: usize,
+    max_demanded: usize,
 }
 
 #[derive(Debug, Default)]
@@ -27,7 +29,7 @@ struct Type {
     /// Version of each resource that was applied; empty for one that was refused, so that the server sends it again to
     /// the next stream and still says when it is gone.
     held: BTreeMap<String, String>,
-    /// Names asked for, and the resource that answered each.
+    /// Names asked for, and the resource that answered each. Addresses that nobody has aren't kept: they would fill it up.
     demanded: BTreeMap<String, Option<String>>,
     /// A response was applied whole.
     acknowledged: bool,
@@ -54,8 +56,10 @@ pub(crate) struct Received {
 pub(crate) struct Outcome {
     /// The acknowledgement or refusal to send.
     pub(crate) answer: DeltaDiscoveryRequest,
-    /// Demanded names that are now known to be there (or not).
-    pub(crate) answered: Vec<(String, bool)>,
+    /// Ends the subscriptions to addresses that nobody has. Servers expect no such change in an acknowledgement.
+    pub(crate) unsubscribe: Option<DeltaDiscoveryRequest>,
+    /// Demanded names, and what is now known of each.
+    pub(crate) answered: Vec<(String, Result<(), DemandError>)>,
     /// Names that were refused, with reasons.
     pub(crate) refused: Vec<(String, String)>,
 }
@@ -65,8 +69,8 @@ pub(crate) struct Outcome {
 pub(crate) enum Demand {
     /// It is held.
     Known,
-    /// Ask the server.
-    Ask(Box<DeltaDiscoveryRequest>),
+    /// Ask the server by these requests, in this order.
+    Ask(Vec<DeltaDiscoveryRequest>),
     /// Too many names.
     Full,
     /// This type is watched as a whole, or not at all.
@@ -78,7 +82,7 @@ pub(crate) enum Demand {
 impl Session {
     pub(crate) fn new(node: Node, watches: impl IntoIterator<Item = (String, bool)>) -> Self {
         let types = watches.into_iter().map(|(url, on_demand)| (url, Type { on_demand, ..Type::default() }));
-        Self { node, types: types.collect(), max_resources: MAX_RESOURCES }
+        Self { node, types: types.collect(), max_resources: MAX_RESOURCES, max_demanded: MAX_DEMANDED }
     }
 
     /// The requests that open a stream: one of each type, and one more for names asked for.
@@ -158,26 +162,51 @@ impl Session {
         if !refused.is_empty() {
             answer.error_detail = Some(Status { code: 0, message: explain(&refused) });
         }
-        Outcome { answer, answered, refused }
+        let absent = answered.iter().filter(|(name, what)| *what == Err(DemandError::Absent) && is_address(name));
+        let unsubscribe = self.unsubscribe(&type_url, absent.map(|(name, _)| name.clone()).collect());
+        Outcome { answer, unsubscribe, answered, refused }
     }
 
-    /// Asks for a name, once.
-    pub(crate) fn demand(&mut self, type_url: &str, name: &str) -> Demand {
+    /// Asks for a name. What is known already isn't asked for, unless `again` says that it doesn't do.
+    pub(crate) fn demand(&mut self, type_url: &str, name: &str, again: bool) -> Demand {
         let request = self.request(type_url);
+        let max_demanded = self.max_demanded;
         let Some(state) = self.types.get_mut(type_url).filter(|state| state.on_demand) else {
             return Demand::WatchedWhole;
         };
-        if state.held.get(name).is_some_and(|version| !version.is_empty()) {
+        let is_held = state.held.get(name);
+        let known =
+            is_held.is_some_and(|version| !version.is_empty()) || matches!(state.demanded.get(name), Some(Some(_)));
+        if known && !again {
             return Demand::Known;
         }
-        match state.demanded.get(name) {
-            Some(Some(_)) => return Demand::Known,
-            // Asked again: it wasn't there, and the server need not have told when it came.
-            Some(None) => {}
-            None if state.demanded.len() >= MAX_DEMANDED => return Demand::Full,
-            None => drop(state.demanded.insert(name.to_owned(), None)),
+        // Servers count what they sent as asked for too.
+        let subscribed = is_held.is_some() || state.demanded.contains_key(name);
+        if !state.demanded.contains_key(name) {
+            if state.demanded.len() >= max_demanded {
+                return Demand::Full;
+            }
+            state.demanded.insert(name.to_owned(), None);
         }
-        Demand::Ask(Box::new(DeltaDiscoveryRequest { resource_names_subscribe: vec![name.to_owned()], ..request }))
+        let names = vec![name.to_owned()];
+        let subscribe = DeltaDiscoveryRequest { resource_names_subscribe: names.clone(), ..request.clone() };
+        // A server need not answer a subscription that changes nothing.
+        let unsubscribe = DeltaDiscoveryRequest { resource_names_unsubscribe: names, ..request };
+        Demand::Ask(if subscribed { vec![unsubscribe, subscribe] } else { vec![subscribe] })
+    }
+
+    /// Gives up addresses that were never answered and that nobody waits for; returns the request that says so.
+    pub(crate) fn forget_unanswered(
+        &mut self,
+        type_url: &str,
+        is_awaited: impl Fn(&str) -> bool,
+    ) -> Option<DeltaDiscoveryRequest> {
+        let state = self.types.get_mut(type_url)?;
+        let given_up =
+            |name: &str, resource: &Option<String>| resource.is_none() && is_address(name) && !is_awaited(name);
+        let names = state.demanded.extract_if(.., |name, resource| given_up(name, resource));
+        let names = names.map(|(name, _)| name).collect();
+        self.unsubscribe(type_url, names)
     }
 
     /// True when a response of every type that is watched as a whole was applied.
@@ -199,6 +228,11 @@ impl Session {
     /// True if this type is watched.
     pub(crate) fn watches(&self, type_url: &str) -> bool {
         self.types.contains_key(type_url)
+    }
+
+    fn unsubscribe(&self, type_url: &str, names: Vec<String>) -> Option<DeltaDiscoveryRequest> {
+        let request = || DeltaDiscoveryRequest { resource_names_unsubscribe: names.clone(), ..self.request(type_url) };
+        (!names.is_empty()).then(request)
     }
 
     fn request(&self, type_url: &str) -> DeltaDiscoveryRequest {
@@ -257,24 +291,29 @@ impl Type {
         removed: &[String],
         aliases: Vec<(String, String)>,
         refused: &BTreeSet<&str>,
-    ) -> Vec<(String, bool)> {
-        let mut answered = Vec::new();
+    ) -> Vec<(String, Result<(), DemandError>)> {
         let gone: BTreeSet<&str> = removed.iter().map(String::as_str).collect();
         for name in &gone {
             self.held.remove(*name);
         }
-        for (name, resource) in &mut self.demanded {
-            if gone.contains(name.as_str()) || resource.as_deref().is_some_and(|resource| gone.contains(resource)) {
+        let leads_nowhere = |name: &str, resource: &Option<String>| {
+            gone.contains(name) || resource.as_deref().is_some_and(|resource| gone.contains(resource))
+        };
+        let mut answered = Vec::new();
+        self.demanded.retain(|name, resource| {
+            let absent = leads_nowhere(name, resource);
+            if absent {
                 *resource = None;
-                answered.push((name.clone(), false));
+                answered.push((name.clone(), Err(DemandError::Absent)));
             }
-        }
+            !absent || !is_address(name)
+        });
         let own = versions.iter().map(|(name, _)| (name.clone(), name.clone()));
-        for (alias, name) in own.chain(aliases).collect::<Vec<_>>() {
+        for (alias, name) in own.chain(aliases) {
             if let Some(resource) = self.demanded.get_mut(&alias) {
                 let there = !refused.contains(name.as_str());
                 *resource = there.then_some(name);
-                answered.push((alias, there));
+                answered.push((alias, if there { Ok(()) } else { Err(DemandError::Unreadable) }));
             }
         }
         for (name, version) in versions {
@@ -283,6 +322,13 @@ impl Type {
         }
         answered
     }
+}
+
+/// True for `network/ip`, which resources are found by but aren't called. What such a name has led to stays subscribed to
+/// under its own name; ending the subscription to that could leave it as it was for ever.
+fn is_address(name: &str) -> bool {
+    let ip = name.split_once('/').map(|(_, ip)| ip.parse::<std::net::IpAddr>());
+    matches!(ip, Some(Ok(_)))
 }
 
 /// `name: reason; name: reason`, cut where it gets too long.

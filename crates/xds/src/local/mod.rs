@@ -26,12 +26,33 @@ use file::File;
 /// # Errors
 /// What is wrong with it, as far as it could be read.
 pub fn load(path: &Path) -> Result<Vec<DeltaResponse>, LocalError> {
-    let name = path.display().to_string();
+    load_text(&path.display().to_string(), &read(path)?)
+}
+
+/// Reads a file's text, for [`load_text`] and [`content`].
+///
+/// # Errors
+/// When it isn't there, isn't text, or can't be read.
+pub fn read(path: &Path) -> Result<String, LocalError> {
     let mut text = String::new();
-    let read = std::fs::File::open(path)
+    std::fs::File::open(path)
         .and_then(|file| file.take(MAX_LOCAL_BYTES as u64 + 1).read_to_string(&mut text))
-        .map_err(|error| LocalError::Unreadable { name: name.clone(), reason: error.to_string() });
-    read.and_then(|_| load_text(&name, &text))
+        .map_err(|error| LocalError::Unreadable { name: path.display().to_string(), reason: error.to_string() })?;
+    Ok(text)
+}
+
+/// What such a text says, as it says it: an object with the lists `workloads`, `services` and `policies`.
+///
+/// # Errors
+/// When it is no YAML. Whether it makes sense [`load_text`] tells.
+pub fn content(name: &str, text: &str) -> Result<serde_json::Value, LocalError> {
+    let mut content = Document::<serde_json::Value>::read(name, text).map_err(LocalError::Wrong)?.object;
+    if let Some(fields) = content.as_object_mut() {
+        for list in ["workloads", "services", "policies"] {
+            fields.entry(list).or_insert_with(|| serde_json::Value::Array(Vec::new()));
+        }
+    }
+    Ok(content)
 }
 
 /// Reads text (YAML or JSON) as if it were a file of this name. The deltas are to be applied together: policies come before

@@ -127,6 +127,14 @@ async fn the_requests_are_those_that_istio_expects() {
     assert!(request.node.is_none() && request.response_nonce.is_empty());
     stream.send(response(ADDRESS_TYPE, "1", &[], &["net/10.0.0.1"]));
     assert_eq!(asked.await.expect("no panic"), Err(DemandError::Absent));
+    // First the acknowledgement, then, apart from it, the end of a subscription that leads nowhere.
+    let acknowledgement = stream.request().await;
+    assert_eq!((acknowledgement.response_nonce.as_str(), acknowledgement.resource_names_unsubscribe.len()), ("1", 0));
+    let unsubscribe = stream.request().await;
+    assert_eq!(
+        (unsubscribe.response_nonce.as_str(), &unsubscribe.resource_names_unsubscribe[..]),
+        ("", &["net/10.0.0.1".to_owned()][..])
+    );
 }
 
 #[tokio::test]
@@ -139,4 +147,44 @@ async fn without_an_answer_the_caller_does_not_wait_for_ever() {
     let handle = proxy.handle.clone();
     proxy.stop().await;
     assert_eq!(handle.demand(ADDRESS_TYPE, "/10.0.0.1").await, Err(DemandError::Stopped));
+}
+
+#[tokio::test]
+async fn an_address_that_changed_hands_is_asked_for_anew() {
+    let pki = Pki::new();
+    let control = Control::start(&pki).await;
+    control.resources.apply(&mesh());
+    let proxy = Proxy::start(on_demand(options(control.endpoint(&pki))));
+    assert_eq!(proxy.handle.demand(ADDRESS_TYPE, "/10.0.0.3").await, Ok(()));
+    // The pod gets another address, and another pod its address.
+    control.resources.apply(&[addresses(vec![workload("c", 7, "", None)], &[])]);
+    let moved = workload("c", 7, "", None).1;
+    proxy.until("moved", |told| told.address("c").as_ref() == Some(&moved)).await;
+    control.resources.apply(&[addresses(vec![workload("d", 3, "", None)], &[])]);
+    assert_eq!(proxy.handle.refresh(ADDRESS_TYPE, "/10.0.0.3").await, Ok(()));
+    assert!(proxy.told.borrow().address("d").is_some());
+}
+
+#[tokio::test]
+async fn what_is_removed_is_gone_and_may_come_back() {
+    let pki = Pki::new();
+    let control = Control::start(&pki).await;
+    control.resources.apply(&mesh());
+    let proxy = Proxy::start(on_demand(options(control.endpoint(&pki))));
+    assert_eq!(proxy.handle.demand(ADDRESS_TYPE, "/10.0.0.3").await, Ok(()));
+    control.resources.apply(&[addresses(Vec::new(), &["c"])]);
+    proxy.until("removed", |told| told.address("c").is_none()).await;
+    assert_eq!(proxy.handle.demand(ADDRESS_TYPE, "/10.0.0.3").await, Err(DemandError::Absent));
+    control.resources.apply(&[addresses(vec![workload("c", 3, "", None)], &[])]);
+    assert_eq!(proxy.handle.demand(ADDRESS_TYPE, "/10.0.0.3").await, Ok(()));
+}
+
+#[tokio::test]
+async fn what_is_refused_is_not_said_to_be_absent() {
+    let pki = Pki::new();
+    let control = Control::start(&pki).await;
+    control.resources.apply(&mesh());
+    let proxy = Proxy::start(on_demand(options(control.endpoint(&pki))));
+    proxy.refuse.lock().expect("no panic").insert("c".to_owned());
+    assert_eq!(proxy.handle.demand(ADDRESS_TYPE, "/10.0.0.3").await, Err(DemandError::Unreadable));
 }

@@ -50,10 +50,14 @@ pub struct ConnectionState {
     pub src: SocketAddr,
     /// Where it wanted to go.
     pub original_dst: String,
-    /// Where it went.
+    /// Where it went: with HBONE to the proxy there.
     pub actual_dst: String,
     /// `HBONE` or `TCP`.
     pub protocol: &'static str,
+    /// Bytes that the client has sent so far.
+    pub received_bytes: u64,
+    /// Bytes that the server has sent so far.
+    pub sent_bytes: u64,
 }
 
 // === impl Ztunnel ===
@@ -85,19 +89,29 @@ impl Ztunnel {
 fn connections(pod: &crate::pod::PodProxy) -> Connections {
     let mut all = Connections::default();
     for entry in pod.tracked.snapshot() {
+        let account = entry.account();
+        let facts = account.as_ref().and_then(|account| account.facts());
+        let hbone = match &entry.what {
+            What::Inbound { caller, .. } => caller.peer.is_some(),
+            What::Outbound { .. } => facts.is_some_and(|facts| facts.hbone_address.is_some()),
+        };
+        let (received_bytes, sent_bytes) = entry.moved.get();
+        let state = |src, original: SocketAddr, actual: SocketAddr| ConnectionState {
+            src,
+            original_dst: original.to_string(),
+            actual_dst: actual.to_string(),
+            protocol: if hbone { "HBONE" } else { "TCP" },
+            received_bytes,
+            sent_bytes,
+        };
         match &entry.what {
-            What::Inbound { caller, destination } => all.inbound.push(ConnectionState {
-                src: caller.address,
-                original_dst: destination.to_string(),
-                actual_dst: destination.to_string(),
-                protocol: if caller.peer.is_some() { "HBONE" } else { "TCP" },
-            }),
-            What::Outbound { origin, destination, .. } => all.outbound.push(ConnectionState {
-                src: *origin,
-                original_dst: destination.to_string(),
-                actual_dst: destination.to_string(),
-                protocol: "HBONE",
-            }),
+            What::Inbound { caller, destination } => {
+                all.inbound.push(state(caller.address, *destination, *destination));
+            }
+            What::Outbound { origin, destination, .. } => {
+                let went = facts.and_then(|facts| facts.address).unwrap_or(*destination);
+                all.outbound.push(state(*origin, *destination, went));
+            }
         }
     }
     all.inbound.sort();

@@ -207,7 +207,7 @@ impl Server {
         is_own
     }
 
-    fn slot(&self) -> Option<crate::pod::Slot> {
+    fn slot(&self) -> Option<crate::budget::Permit> {
         let slot = self.pod.dns_slot();
         if slot.is_none() {
             self.refused(Refusal::DnsQueries);

@@ -5,11 +5,12 @@ use std::{io, net::SocketAddr, sync::Arc};
 
 use ambit_hbone::{
     Connect, ConnectError, Network, Tunnel, connect_within,
-    headers::{Baggage, ConnectHeaders, Forwarded, HeaderError, TraceParent, WorkloadKind},
+    headers::{ConnectHeaders, Forwarded, HeaderError, TraceParent},
     socket::{self, ConnectOptions},
 };
 use ambit_identity::CertificateError;
-use ambit_mesh::view::{Service, Workload, WorkloadType};
+use ambit_mesh::view::{Service, Workload};
+use ambit_telemetry::{Enforcer, metrics::Flag};
 use http::{HeaderMap, StatusCode};
 use tokio::{
     net::TcpStream,
@@ -18,11 +19,17 @@ use tokio::{
 
 use super::{Call, Failure};
 use crate::{
+    baggage,
     balance::{InFlight, random},
+    budget::refusal,
     limits::{ATTEMPT_TIMEOUT, CONNECT_TIMEOUT, MAX_ATTEMPTS, OPEN_TIMEOUT},
-    record::workload_name,
-    route::{Authority, Mesh, Route, Target, Way, is_address, waypoint_name},
+    record::{deny, told, workload_name},
+    route::{self, Authority, Mesh, Route, Target, Way, is_address, waypoint_name},
 };
+
+/// How the reason begins when a peer's address doesn't answer, and what it contains when the peer is somebody else.
+const NO_ANSWER: &str = "no answer within";
+const MISMATCH: &str = "identity verification error";
 
 /// The other side, established.
 pub(super) enum Upstream {
@@ -33,8 +40,12 @@ pub(super) enum Upstream {
 /// A connection that is there.
 pub(super) struct Opened {
     pub(super) upstream: Upstream,
+    /// The way that led there; nothing outside the mesh.
+    pub(super) mesh: Option<Box<Mesh>>,
+    /// Where TCP is connected to.
+    pub(super) at: SocketAddr,
     /// Counts it at its endpoint.
-    _in_flight: Option<InFlight>,
+    pub(super) in_flight: Option<InFlight>,
 }
 
 /// Why one try failed.
@@ -62,7 +73,8 @@ impl Call<'_> {
             let upstream = connected.map_err(|error| {
                 Failure::new(format!("`{}` outside the mesh can't be reached: {error}", self.destination))
             })?;
-            return Ok(Opened { upstream: Upstream::Plain(upstream), _in_flight: None });
+            let (upstream, at) = (Upstream::Plain(upstream), self.destination);
+            return Ok(Opened { upstream, mesh: None, at, in_flight: None });
         };
         let deadline = Instant::now() + OPEN_TIMEOUT;
         let mut tried = Vec::new();
@@ -73,13 +85,15 @@ impl Call<'_> {
             let budget = if last { left } else { left.min(ATTEMPT_TIMEOUT) };
             let outcome = timeout(budget, self.attempt(&mesh)).await.unwrap_or(Err(TryError::Timeout));
             let error = match outcome {
-                Ok(upstream) => return Ok(Opened { upstream, _in_flight: Some(in_flight) }),
+                Ok((upstream, at)) => {
+                    return Ok(Opened { upstream, mesh: Some(mesh), at, in_flight: Some(in_flight) });
+                }
                 Err(error) => error,
             };
             drop(in_flight);
             let failure = failure(&mesh, &error);
             if last || !error.is_worth_another(mesh.waypoint.is_some()) || Instant::now() >= deadline {
-                return Err(failure);
+                return Err(failure.on(mesh));
             }
             tried.push(Arc::clone(&mesh.workload.uid));
             let view = self.pod.shared.store.load();
@@ -88,30 +102,26 @@ impl Call<'_> {
                     tracing::debug!(pod = %self.pod.pod.uid, %error, "turning to another endpoint");
                     mesh = next;
                 }
-                _ => return Err(failure),
+                _ => return Err(failure.on(mesh)),
             }
         }
     }
 
-    async fn attempt(&self, mesh: &Mesh) -> Result<Upstream, TryError> {
+    async fn attempt(&self, mesh: &Mesh) -> Result<(Upstream, SocketAddr), TryError> {
         let pod = &self.pod.pod;
         let mark = self.pod.shared.config.mark;
         let (at, is_named) = self.resolve(mesh.way.target()).await?;
         let (tunnel, inner) = match &mesh.way {
             // A name is outside the mesh, and so is the network that it is reached from.
-            Way::Plain(_) if is_named => return Ok(Upstream::Plain(plain(&*self.pod.egress, at, None).await?)),
-            Way::Plain(_) => return Ok(Upstream::Plain(plain(&*pod.network, at, mark).await?)),
+            Way::Plain(_) if is_named => return Ok((Upstream::Plain(plain(&*self.pod.egress, at, None).await?), at)),
+            Way::Plain(_) => return Ok((Upstream::Plain(plain(&*pod.network, at, mark).await?), at)),
             Way::Hbone(tunnel) => (tunnel, None),
             Way::Double { gateway, inner } => (gateway, Some(inner)),
         };
         let Some(workload) = &self.workload else {
             return Err(TryError::Name("a pod outside the mesh has no identity to show".to_owned()));
         };
-        let authority = match &tunnel.authority {
-            Authority::Address(address) => address.to_string(),
-            Authority::PortOfPeer(port) => SocketAddr::new(at.ip(), *port).to_string(),
-            Authority::Name(name, port) => format!("{name}:{port}"),
-        };
+        let authority = authority(tunnel, at);
         let mut headers = self.headers(workload, mesh.service.as_deref());
         let outer = Connect {
             network: Arc::clone(&pod.network),
@@ -121,16 +131,17 @@ impl Call<'_> {
             authority,
             headers: map(&headers)?,
             mark,
+            distant: inner.is_some(),
         };
         let Some(inner) = inner else {
-            return Ok(Upstream::Tunnel(Box::new(self.pod.pool.connect(outer).await?)));
+            return Ok((Upstream::Tunnel(Box::new(self.pod.pool.connect(outer).await?)), at));
         };
         headers.network = Some(self.pod.shared.store.load().network().to_string()).filter(|name| !name.is_empty());
         let within = Connect { expected: inner.clone(), headers: map(&headers)?, ..outer.clone() };
         let certificate = self.pod.shared.certificates.get(&workload.identity).await?;
         let gateway = self.pod.pool.connect(outer).await?;
-        let limits = &self.pod.shared.config.transport;
-        Ok(Upstream::Tunnel(Box::new(connect_within(gateway, &certificate, within, limits).await?)))
+        let limits = self.pod.budget.outbound();
+        Ok((Upstream::Tunnel(Box::new(connect_within(gateway, &certificate, within, limits).await?)), at))
     }
 
     /// Where a target is, and whether only its name was known.
@@ -152,30 +163,9 @@ impl Call<'_> {
 
     /// The headers of `spec/ztunnel.md` 2.5.
     fn headers(&self, workload: &Workload, service: Option<&Service>) -> ConnectHeaders {
-        let canonical = &workload.canonical;
-        // Who isn't said to have an owner is its own.
-        let (kind, name) = match canonical.workload.is_empty() {
-            true => (WorkloadType::Pod, &workload.name),
-            false => (canonical.kind, &canonical.workload),
-        };
-        let kind = match kind {
-            WorkloadType::Deployment => WorkloadKind::Deployment,
-            WorkloadType::Cronjob => WorkloadKind::CronJob,
-            WorkloadType::Pod => WorkloadKind::Pod,
-            WorkloadType::Job => WorkloadKind::Job,
-        };
-        let baggage = Baggage {
-            cluster: workload.cluster.to_string(),
-            namespace: workload.namespace.to_string(),
-            workload: Some((kind, name.to_string())),
-            service: canonical.name.to_string(),
-            revision: canonical.revision.to_string(),
-            region: workload.locality.region.to_string(),
-            zone: workload.locality.zone.to_string(),
-        };
         let trace_id = u128::from(random().max(1)) << 64 | u128::from(random());
         ConnectHeaders {
-            baggage: Some(baggage),
+            baggage: Some(baggage::of(workload)),
             forwarded: Some(Forwarded {
                 client: Some(self.origin),
                 host: service.map(|service| service.key.hostname.to_string()),
@@ -186,12 +176,22 @@ impl Call<'_> {
     }
 }
 
+/// What a tunnel to a peer at this address asks for.
+pub(super) fn authority(tunnel: &route::Tunnel, at: SocketAddr) -> String {
+    match &tunnel.authority {
+        Authority::Address(address) => address.to_string(),
+        Authority::PortOfPeer(port) => SocketAddr::new(at.ip(), *port).to_string(),
+        Authority::Name(name, port) => format!("{name}:{port}"),
+    }
+}
+
 fn map(headers: &ConnectHeaders) -> Result<HeaderMap, HeaderError> {
     headers.to_map()
 }
 
 async fn plain(network: &dyn Network, address: SocketAddr, mark: Option<u32>) -> io::Result<TcpStream> {
-    socket::connect(network, address, &ConnectOptions { source: None, mark, timeout: CONNECT_TIMEOUT }).await
+    socket::connect(network, address, &ConnectOptions { mark, timeout: CONNECT_TIMEOUT, ..ConnectOptions::default() })
+        .await
 }
 
 fn failure(mesh: &Mesh, error: &TryError) -> Failure {
@@ -200,16 +200,51 @@ fn failure(mesh: &Mesh, error: &TryError) -> Failure {
         Some(waypoint) => format!("waypoint `{}` (`{at}`)", waypoint_name(waypoint)),
         None => format!("`{}` (`{at}`)", workload_name(&mesh.workload)),
     };
-    // The peer's side has recorded its own reason.
-    let reason = (!error.is_refusal()).then(|| format!("{target} can't be reached: {error}"));
-    Failure { reason, service: mesh.service.clone(), workload: Some(Arc::clone(&mesh.workload)) }
+    match error {
+        // The peer's side has recorded its own reason.
+        TryError::Tunnel(ConnectError::Refused { status, reason, .. }) => {
+            let status_code = status.as_u16();
+            let why = reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+            let is_denial = [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN].contains(status);
+            let generic = || format!("the proxy of {target} refused the connection with status {status_code}");
+            Failure {
+                told: is_denial.then(|| {
+                    reason
+                        .as_ref()
+                        .map_or_else(|| told(&Enforcer::ZtunnelOutbound, &deny(generic())), |r| r.to_string())
+                }),
+                flag: if is_denial { Flag::Deny } else { Flag::Connect },
+                elsewhere: true,
+                refusal: None,
+                ..Failure::new(format!("{target} refused the connection with status {status_code}{why}"))
+            }
+        }
+        // There is room elsewhere perhaps, but not for this pod.
+        TryError::Tunnel(ConnectError::Budget(over)) => {
+            Failure { refusal: Some(refusal(*over)), ..Failure::new(format!("{target} can't be reached: {over}")) }
+        }
+        _ => Failure {
+            flag: error.flag(!matches!(mesh.way, Way::Plain(_))),
+            ..Failure::new(format!("{target} can't be reached: {error}"))
+        },
+    }
 }
 
 // === impl TryError ===
 
 impl TryError {
-    fn is_refusal(&self) -> bool {
-        matches!(self, Self::Tunnel(ConnectError::Refused { .. }))
+    /// As in the metrics of connections that failed.
+    fn flag(&self, hbone: bool) -> Flag {
+        match self {
+            // Nobody answers on the HBONE port: as a rule something drops what is sent to it.
+            Self::Timeout if hbone => Flag::NetworkPolicy,
+            Self::Tunnel(ConnectError::Tcp { reason, .. }) if reason.starts_with(NO_ANSWER) => Flag::NetworkPolicy,
+            Self::Tunnel(ConnectError::Tls { reason, .. }) if reason.contains(MISMATCH) => Flag::IdentityError,
+            Self::Tunnel(ConnectError::Tls { .. } | ConnectError::HandshakeTimeout { .. }) => Flag::TlsFailure,
+            Self::Tunnel(ConnectError::Dropped { .. }) => Flag::H2HandshakeFailure,
+            Self::Tunnel(ConnectError::Certificate(_)) | Self::Certificate(_) => Flag::IdentityError,
+            _ => Flag::Connect,
+        }
     }
 
     /// True if another endpoint may do better. A policy says the same everywhere, and so does a waypoint about what it
@@ -222,7 +257,8 @@ impl TryError {
             Self::Tunnel(ConnectError::Refused { status, .. }) => {
                 *status != StatusCode::UNAUTHORIZED && *status != StatusCode::FORBIDDEN
             }
-            Self::Tunnel(ConnectError::Certificate(_) | ConnectError::Authority { .. } | ConnectError::Closed) => false,
+            Self::Tunnel(ConnectError::Certificate(_) | ConnectError::Authority { .. }) => false,
+            Self::Tunnel(ConnectError::Budget(_) | ConnectError::Closed) => false,
             Self::Certificate(_) | Self::Header(_) => false,
             Self::Tunnel(_) | Self::Tcp(_) | Self::Timeout | Self::Name(_) => true,
         }

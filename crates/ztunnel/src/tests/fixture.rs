@@ -41,7 +41,7 @@ pub(crate) struct World {
     pub(crate) certificates: Arc<CertificateStore>,
     pub(crate) ztunnel: Arc<Ztunnel>,
     pub(crate) records: Records,
-    _directory: tempfile::TempDir,
+    _directory: Option<tempfile::TempDir>,
 }
 
 /// A network whose sockets come from one address.
@@ -65,13 +65,18 @@ impl World {
         let directory = tempfile::tempdir().expect("a directory for the CA");
         let ca = Ca::open(directory.path(), "cluster.local").expect("a CA");
         let certificates = CertificateStore::new(Arc::new(ca), Arc::new(SystemClock));
+        Self { _directory: Some(directory), ..Self::showing(config, certificates) }
+    }
+
+    /// A proxy with certificates of this store.
+    pub(crate) fn showing(config: Config, certificates: Arc<CertificateStore>) -> Self {
         let store = store();
         let (recorder, records) = recorder();
         let ports = Ports { outbound: 0, plaintext: 0, hbone: 15008, dns: 0 };
         let config = Config { mark: None, preserve_source: false, ports, ..config };
         let host = Arc::new(HostNetwork);
         let ztunnel = Ztunnel::new(config, Arc::clone(&store), Arc::clone(&certificates), host, recorder);
-        Self { store, certificates, ztunnel, records, _directory: directory }
+        Self { store, certificates, ztunnel, records, _directory: None }
     }
 
     /// Serves a pod of the mesh.
@@ -91,15 +96,35 @@ impl World {
         self.ztunnel.add(pod).expect("the pod's listeners");
     }
 
-    /// The next record.
+    /// The next record of a decision.
     pub(crate) async fn record(&mut self) -> DecisionRecord {
-        timeout(PATIENCE, self.records.next()).await.expect("a record in time").expect("a record")
+        self.record_that(DecisionRecord::announces_decision).await
     }
 
-    /// Fails if there is a record within a moment.
+    /// The next record like that; those before it are passed over.
+    pub(crate) async fn record_that(&mut self, wanted: impl Fn(&DecisionRecord) -> bool) -> DecisionRecord {
+        let found = async {
+            loop {
+                let record = self.records.next().await.expect("a record");
+                if wanted(&record) {
+                    return record;
+                }
+            }
+        };
+        timeout(PATIENCE, found).await.expect("a record in time")
+    }
+
+    /// Fails if there is a record of a decision within a moment.
     pub(crate) async fn no_record(&mut self) {
-        if let Ok(record) = timeout(Duration::from_millis(100), self.records.next()).await {
-            panic!("unexpected {record:?}");
+        self.no_record_that(DecisionRecord::announces_decision).await;
+    }
+
+    /// Fails if there is a record like that within a moment.
+    pub(crate) async fn no_record_that(&mut self, unwanted: impl Fn(&DecisionRecord) -> bool) {
+        let until = tokio::time::Instant::now() + Duration::from_millis(100);
+        while let Ok(record) = tokio::time::timeout_at(until, self.records.next()).await {
+            let record = record.expect("a record");
+            assert!(!unwanted(&record), "unexpected {record:?}");
         }
     }
 

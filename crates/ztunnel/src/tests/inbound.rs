@@ -35,6 +35,7 @@ pub(super) async fn connect(
         authority: authority.to_owned(),
         headers,
         mark: None,
+        distant: false,
     };
     pool.connect(connect).await
 }
@@ -125,7 +126,8 @@ async fn requests_that_make_no_sense_are_refused_with_their_status() {
         ("127.77.3.9:80".to_owned(), StatusCode::BAD_REQUEST, "not the address of this pod"),
         ("127.77.3.2:15008".to_owned(), StatusCode::SERVICE_UNAVAILABLE, "belongs to the node proxy"),
         ("127.77.3.2:15001".to_owned(), StatusCode::SERVICE_UNAVAILABLE, "belongs to the node proxy"),
-        ("app.ns.svc:80".to_owned(), StatusCode::BAD_REQUEST, "not `ip:port`"),
+        ("app.ns.svc:80".to_owned(), StatusCode::SERVICE_UNAVAILABLE, "no service that is known"),
+        ("app.ns.svc".to_owned(), StatusCode::BAD_REQUEST, "neither `ip:port`"),
         (closed.to_string(), StatusCode::SERVICE_UNAVAILABLE, "can't be reached"),
     ];
     for (authority, expected, reason) in cases {
@@ -152,7 +154,7 @@ async fn without_a_certificate_nobody_gets_in() {
 }
 
 /// A connection to the plaintext listener, redirected from `destination`.
-async fn captured(world: &World, destination: SocketAddr) -> TcpStream {
+pub(super) async fn captured(world: &World, destination: SocketAddr) -> TcpStream {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
     let client = TcpStream::connect(listener.local_addr().expect("its address")).await.expect("a connection");
     let (stream, peer) = listener.accept().await.expect("its other end");

@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 use super::fixture::{
     World, allow, application, at, converse, endpoint, id, ip, pod, policy, push, service, was_reset, waypoint,
 };
-use crate::{Config, Ports, Ztunnel};
+use crate::{Config, Ports, Ztunnel, outbound::is_rerouted};
 
 #[tokio::test]
 async fn a_service_is_reached_by_mutual_tls() {
@@ -243,4 +243,17 @@ async fn a_pod_is_added_once_and_a_taken_port_is_named() {
     let error = world.ztunnel.add(again("another")).expect_err("the HBONE port is taken");
     assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
     assert!(error.to_string().contains("`127.77.30.6:15008`"), "{error}");
+}
+
+#[test]
+fn only_what_was_redirected_in_an_agents_pod_may_come_from_another_address() {
+    let local = at("10.244.0.5:15001");
+    let cases = [
+        ("a virtual machine behind the pod", true, "192.0.2.1:443", true),
+        ("somebody who calls the outbound port", true, "10.244.0.5:15001", false),
+        ("anything in a local mesh, whose rules reroute nothing", false, "192.0.2.1:443", false),
+    ];
+    for (what, in_pod, destination, rerouted) in cases {
+        assert_eq!(is_rerouted(in_pod, at(destination), local), rerouted, "{what}");
+    }
 }

@@ -159,7 +159,7 @@ fn on_demand_starts_with_nothing_and_asks_by_name() {
         (&["*".to_owned()][..], &["*".to_owned()][..])
     );
 
-    let Demand::Ask(request) = session.demand(ADDRESS_TYPE, "/10.0.0.1") else { panic!("it must be asked for") };
+    let [request] = asked(&mut session, "/10.0.0.1", false).try_into().expect("one request");
     assert_eq!(request.resource_names_subscribe, ["/10.0.0.1"]);
     assert!(request.node.is_none() && request.response_nonce.is_empty());
     // The next stream asks for it again.
@@ -167,26 +167,89 @@ fn on_demand_starts_with_nothing_and_asks_by_name() {
 
     let answer = discovery::Resource { aliases: vec!["/10.0.0.1".into()], ..resource("c//Pod/n/p", "1") };
     let outcome = accept(&mut session, response(vec![answer], &[]));
-    assert_eq!(outcome.answered, [("/10.0.0.1".to_owned(), true)]);
-    assert_eq!(session.demand(ADDRESS_TYPE, "/10.0.0.1"), Demand::Known);
-    assert_eq!(session.demand(ADDRESS_TYPE, "c//Pod/n/p"), Demand::Known);
+    assert_eq!((outcome.answered, outcome.unsubscribe), (vec![("/10.0.0.1".to_owned(), Ok(()))], None));
+    assert_eq!(session.demand(ADDRESS_TYPE, "/10.0.0.1", false), Demand::Known);
+    assert_eq!(session.demand(ADDRESS_TYPE, "c//Pod/n/p", false), Demand::Known);
 
-    // The pod goes: so does what is known of its address.
+    // The pod goes: so does what is known of its address, and the server need not keep it in mind.
     let outcome = accept(&mut session, response(Vec::new(), &["c//Pod/n/p"]));
-    assert_eq!(outcome.answered, [("/10.0.0.1".to_owned(), false)]);
-    assert!(matches!(session.demand(ADDRESS_TYPE, "/10.0.0.1"), Demand::Ask(_)), "absence isn't remembered");
+    assert_eq!(outcome.answered, [("/10.0.0.1".to_owned(), Err(DemandError::Absent))]);
+    assert_eq!(outcome.unsubscribe.expect("a request").resource_names_unsubscribe, ["/10.0.0.1"]);
+    assert!(outcome.answer.resource_names_unsubscribe.is_empty(), "servers expect none in an acknowledgement");
+    assert_eq!(address(&session).len(), 1, "the next stream doesn't ask");
+    assert_eq!(asked(&mut session, "/10.0.0.1", false).len(), 1, "absence isn't remembered");
+}
+
+#[test]
+fn what_is_subscribed_to_is_asked_for_anew_by_a_new_subscription() {
+    let mut session = session(true);
+    asked(&mut session, "/10.0.0.1", false);
+    let answer = discovery::Resource { aliases: vec!["/10.0.0.1".into()], ..resource("c//Pod/n/p", "1") };
+    accept(&mut session, response(vec![answer, resource("n/s", "1")], &[]));
+    // By a name asked for, and by one that came with it.
+    for name in ["/10.0.0.1", "n/s"] {
+        let [unsubscribe, subscribe] = asked(&mut session, name, true).try_into().expect("two requests");
+        assert_eq!(
+            (&unsubscribe.resource_names_unsubscribe[..], unsubscribe.resource_names_subscribe.len()),
+            (&[name.to_owned()][..], 0)
+        );
+        assert_eq!(
+            (&subscribe.resource_names_subscribe[..], subscribe.resource_names_unsubscribe.len()),
+            (&[name.to_owned()][..], 0)
+        );
+    }
+    let outcome = accept(&mut session, response(vec![resource("n/s", "2")], &[]));
+    assert_eq!(outcome.answered, [("n/s".to_owned(), Ok(()))]);
+}
+
+#[test]
+fn what_cannot_be_read_is_not_taken_for_absent() {
+    let mut session = session(true);
+    asked(&mut session, "/10.96.0.1", false);
+    let answer = discovery::Resource { aliases: vec!["/10.96.0.1".into()], ..resource("n/s", "1") };
+    let outcome = reject(&mut session, response(vec![answer], &[]), "n/s");
+    assert_eq!(outcome.answered, [("/10.96.0.1".to_owned(), Err(DemandError::Unreadable))]);
+    assert_eq!(outcome.unsubscribe, None, "it may become readable");
 }
 
 #[test]
 fn on_demand_has_its_refusals() {
-    let mut session = session(true);
-    assert_eq!(session.demand(AUTHORIZATION_TYPE, "n/p"), Demand::WatchedWhole);
-    assert_eq!(session.demand("other", "n/p"), Demand::WatchedWhole);
-    for index in 0..MAX_DEMANDED {
-        assert!(matches!(session.demand(ADDRESS_TYPE, &index.to_string()), Demand::Ask(_)));
+    let mut session = Session { max_demanded: 3, ..session(true) };
+    assert_eq!(session.demand(AUTHORIZATION_TYPE, "n/p", false), Demand::WatchedWhole);
+    assert_eq!(session.demand("other", "n/p", false), Demand::WatchedWhole);
+    for name in ["n/a", "/10.0.0.2", "/10.0.0.3"] {
+        asked(&mut session, name, false);
     }
-    assert_eq!(session.demand(ADDRESS_TYPE, "one more"), Demand::Full);
-    assert!(matches!(session.demand(ADDRESS_TYPE, "0"), Demand::Ask(_)), "those asked for may be asked for again");
+    assert_eq!(session.demand(ADDRESS_TYPE, "/10.0.0.4", false), Demand::Full);
+    asked(&mut session, "/10.0.0.2", false);
+    // What may be told of by its name, and what somebody waits for, stays.
+    let request = session.forget_unanswered(ADDRESS_TYPE, |name| name == "/10.0.0.2").expect("a request");
+    assert_eq!(request.resource_names_unsubscribe, ["/10.0.0.3"]);
+    assert_eq!(session.forget_unanswered(ADDRESS_TYPE, |name| name == "/10.0.0.2"), None);
+    asked(&mut session, "/10.0.0.4", false);
+    assert_eq!(session.demand(ADDRESS_TYPE, "/10.0.0.5", false), Demand::Full);
+    // An address that nobody has takes no room.
+    accept(&mut session, response(Vec::new(), &["/10.0.0.4"]));
+    asked(&mut session, "/10.0.0.5", false);
+}
+
+#[test]
+fn a_name_that_may_still_come_stays_subscribed_to() {
+    let mut session = session(true);
+    asked(&mut session, "n/s", false);
+    let outcome = accept(&mut session, response(Vec::new(), &["n/s"]));
+    assert_eq!((outcome.answered, outcome.unsubscribe), (vec![("n/s".to_owned(), Err(DemandError::Absent))], None));
+    assert_eq!(asked(&mut session, "n/s", false).len(), 2, "asked again it is subscribed to anew");
+    accept(&mut session, response(vec![resource("n/s", "1")], &[]));
+    assert_eq!(session.demand(ADDRESS_TYPE, "n/s", false), Demand::Known);
+}
+
+/// The requests by which a name is asked for.
+fn asked(session: &mut Session, name: &str, again: bool) -> Vec<DeltaDiscoveryRequest> {
+    match session.demand(ADDRESS_TYPE, name, again) {
+        Demand::Ask(requests) => requests,
+        other => panic!("`{name}` must be asked for: {other:?}"),
+    }
 }
 
 #[test]
