@@ -158,7 +158,7 @@ pub(crate) async fn pods_are_served_as_the_agent_says(world: &World) -> Outcome 
     ensure!(proxy.pods() == ["b", "c"], "{:?}", proxy.pods());
     drop(server);
     proxy.until("without agent", |status| !status.connected).await?;
-    let server = Server::bind(&path).map_err(|error| error.to_string())?;
+    let server = bind_again(&path).await?;
     proxy.until("an empty snapshot", |status| status.is_ready() && status.running == 0).await?;
     ensure!(!is_served(&b).await, "a pod that the new snapshot doesn't name is still served");
     drop(server);
