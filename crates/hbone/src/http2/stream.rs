@@ -302,7 +302,7 @@ impl Drop for Stream {
             stream.held = false;
             let flushing = stream.finishing;
             let unread = std::mem::take(&mut stream.unread);
-            stream.received = VecDeque::new();
+            (stream.received, stream.tail) = (VecDeque::new(), Vec::new());
             let done = stream.recv_closed && (stream.send_closed || flushing);
             state.give_back(unread);
             state.resume();
