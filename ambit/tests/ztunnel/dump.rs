@@ -17,7 +17,7 @@ pub(crate) async fn dump(proxy: &Ztunnel) -> Outcome<Value> {
 
 /// Each column of each of istioctl's tables, from two proxies with a connection between them.
 pub(crate) async fn the_dump_has_what_istioctl_shows(world: &World) -> Outcome {
-    let application = echo(world.server.listen(APPLICATION).map_err(text)?);
+    let _application = echo(world.server.listen(APPLICATION).map_err(text)?).map_err(text)?;
     let mesh = MESH.replace("\"policies\": []", &format!("\"policies\": [{POLICY}]"));
     let local = [("LOCAL_XDS", mesh.as_str()), ("LOCAL_XDS_PATH", crate::world::UNSET)];
     let (client, server) = world.start_both(&local).await?;
@@ -110,7 +110,6 @@ pub(crate) async fn the_dump_has_what_istioctl_shows(world: &World) -> Outcome {
     drop(stream);
     world.server.agent.remove("server").await;
     world.client.agent.remove("client").await;
-    application.abort();
     Ok(())
 }
 

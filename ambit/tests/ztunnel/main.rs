@@ -5,6 +5,7 @@
 //! Where the kernel refuses namespaces the tests are skipped, loudly; with `CI` set that's a failure.
 
 mod control_plane;
+mod diagnosis;
 mod dump;
 mod flood;
 mod on_demand;

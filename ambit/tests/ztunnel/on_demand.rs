@@ -28,7 +28,7 @@ const STRANGER: &str = r#"{
 }"#;
 
 pub(crate) async fn proxies_that_know_nothing_ask(world: &World) -> Outcome {
-    let application = echo(world.server.listen(APPLICATION).map_err(text)?);
+    let _application = echo(world.server.listen(APPLICATION).map_err(text)?).map_err(text)?;
     let control_plane = ControlPlane::new(MESH)?;
     control_plane.apply(STRANGER)?;
     let settings = [
@@ -60,7 +60,7 @@ pub(crate) async fn proxies_that_know_nothing_ask(world: &World) -> Outcome {
     let outside = world.proxy_pod()?;
     let address = SocketAddr::from((outside.ip(), 8_080));
     let listener = listen(&outside, address).map_err(text)?;
-    let other = echo(listener);
+    let _other = echo(listener).map_err(text)?;
     let answer = say(world, address).await.map_err(|error| blame(&error, &client, &server))?;
     ensure(answer == format!("{CLIENT} hello\n"), &answer)?;
 
@@ -91,8 +91,6 @@ pub(crate) async fn proxies_that_know_nothing_ask(world: &World) -> Outcome {
 
     world.server.agent.remove("server").await;
     world.client.agent.remove("client").await;
-    application.abort();
-    other.abort();
     Ok(())
 }
 

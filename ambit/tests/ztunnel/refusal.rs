@@ -19,7 +19,7 @@ const POLICIES: &str = r#"[
 /// An HTTP client gets a 403 that names the policy, by tunnel and in plaintext; another one a reset; none where it is
 /// switched off. Each end's log has one line for each connection, and its metrics count them.
 pub(crate) async fn refused_clients_read_why_and_both_logs_tell_of_them(world: &World) -> Outcome {
-    let application = echo(world.server.listen(APPLICATION).map_err(text)?);
+    let _application = echo(world.server.listen(APPLICATION).map_err(text)?).map_err(text)?;
     let mesh = MESH.replace("\"policies\": []", &format!("\"policies\": {POLICIES}"));
     let settings = [("LOCAL_XDS", mesh.as_str()), ("LOCAL_XDS_PATH", UNSET), ("LOG_FORMAT", "json")];
     let (client, server) = world.start_both(&settings).await?;
@@ -65,7 +65,6 @@ pub(crate) async fn refused_clients_read_why_and_both_logs_tell_of_them(world: &
     }
     world.client.agent.remove("client").await;
     world.server.agent.remove("server").await;
-    application.abort();
     Ok(())
 }
 

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use ambit_node::NodeProcess;
 
 use crate::control_plane::{self, ControlPlane};
+use crate::diagnosis;
 use crate::dump::{dump, the_dump_has_what_istioctl_shows};
 use crate::on_demand::proxies_that_know_nothing_ask;
 use crate::own_pod::a_proxys_own_metrics_are_fetched_by_tunnel;
@@ -40,7 +41,7 @@ macro_rules! ensure {
 }
 pub(crate) use ensure;
 
-/// Runs all tests, one after the other.
+/// Runs all tests, one after the other, or those with one of the names' parts in the filter, which commas separate.
 pub(crate) async fn run(process: NodeProcess, folder: PathBuf, filter: Option<String>) -> ExitCode {
     let world = match World::new(process, &folder) {
         Ok(world) => world,
@@ -52,20 +53,22 @@ pub(crate) async fn run(process: NodeProcess, folder: PathBuf, filter: Option<St
     let mut failed = false;
     macro_rules! test {
         ($($name:ident),+ $(,)?) => {$(
-            if filter.as_deref().is_none_or(|filter| stringify!($name).contains(filter)) {
+            if filter.as_deref().is_none_or(|filter| filter.split(',').any(|part| stringify!($name).contains(part))) {
                 let started = Instant::now();
                 let result = tokio::time::timeout(TEST_TIMEOUT, $name(&world)).await;
                 let result = result.unwrap_or(Err("took too long".to_owned()));
                 let verdict = result.as_ref().map_or_else(|why| format!("FAILED: {why}"), |()| "ok".to_owned());
                 println!("test {} ... {verdict} ({:?})", stringify!($name), started.elapsed());
-                failed |= result.is_err();
+                if result.is_err() {
+                    failed = true;
+                    // It may have left its pods with the agents.
+                    world.client.agent.remove("client").await;
+                    world.server.agent.remove("server").await;
+                }
             }
         )+};
     }
     test!(
-        // Alone it has never failed. After other tests, in two of six runs a connection of its thousands stayed without an
-        // answer to its SYN; why is still to be found.
-        a_rolling_restart_under_load_loses_nothing,
         traffic_goes_through_both_proxies_and_keeps_the_clients_address,
         readiness_says_what_is_pending,
         a_control_plane_steers_both_proxies,
@@ -73,6 +76,7 @@ pub(crate) async fn run(process: NodeProcess, folder: PathBuf, filter: Option<St
         operators_see_what_is_served_and_may_end_it,
         the_dump_has_what_istioctl_shows,
         a_pod_that_goes_away_during_a_drain_ends_at_once,
+        a_rolling_restart_under_load_loses_nothing,
         a_proxys_own_metrics_are_fetched_by_tunnel,
     );
     use crate::refusal::refused_clients_read_why_and_both_logs_tell_of_them;
@@ -101,7 +105,7 @@ pub(crate) async fn run(process: NodeProcess, folder: PathBuf, filter: Option<St
 }
 
 async fn traffic_goes_through_both_proxies_and_keeps_the_clients_address(world: &World) -> Outcome {
-    let application = echo(world.server.listen(APPLICATION).map_err(text)?);
+    let _application = echo(world.server.listen(APPLICATION).map_err(text)?).map_err(text)?;
     let (client, server) = world.start_both(&[]).await?;
     let mut stream = world.client.connect(SERVICE).await.map_err(text)?;
     let answer = exchange(&mut stream).await.map_err(|error| failure(&error, &[&client, &server]))?;
@@ -119,7 +123,6 @@ async fn traffic_goes_through_both_proxies_and_keeps_the_clients_address(world: 
     ensure!(started.elapsed() < Duration::from_secs(2), "it took {:?} to end", started.elapsed());
     ensure!(sockets_on(&world.server, 15_008)? == 0, "somebody still serves a removed pod");
     world.client.agent.remove("client").await;
-    application.abort();
     Ok(())
 }
 
@@ -150,7 +153,7 @@ async fn readiness_says_what_is_pending(world: &World) -> Outcome {
 
 /// Configuration by delta ADS and certificates from a CA, both over gRPC; a new policy cuts a live connection.
 async fn a_control_plane_steers_both_proxies(world: &World) -> Outcome {
-    let application = echo(world.server.listen(APPLICATION).map_err(text)?);
+    let _application = echo(world.server.listen(APPLICATION).map_err(text)?).map_err(text)?;
     let control_plane = ControlPlane::new(MESH)?;
     let settings = [
         ("XDS_ADDRESS", control_plane::ADDRESS),
@@ -182,7 +185,6 @@ async fn a_control_plane_steers_both_proxies(world: &World) -> Outcome {
     ensure!(refused.await.is_err(), "a new connection is let in against the policy");
     world.server.agent.remove("server").await;
     world.client.agent.remove("client").await;
-    application.abort();
     Ok(())
 }
 
@@ -210,7 +212,7 @@ async fn operators_see_what_is_served_and_may_end_it(world: &World) -> Outcome {
 }
 
 async fn a_pod_that_goes_away_during_a_drain_ends_at_once(world: &World) -> Outcome {
-    let application = echo(world.server.listen(APPLICATION).map_err(text)?);
+    let _application = echo(world.server.listen(APPLICATION).map_err(text)?).map_err(text)?;
     let (client, mut server) = world.start_both(&[("CONNECTION_TERMINATION_DEADLINE", "60s")]).await?;
     let mut stream = world.client.connect(SERVICE).await.map_err(text)?;
     exchange(&mut stream).await.map_err(|error| failure(&error, &[&client, &server]))?;
@@ -224,7 +226,6 @@ async fn a_pod_that_goes_away_during_a_drain_ends_at_once(world: &World) -> Outc
     let end = tokio::time::timeout(PATIENCE, tokio::io::AsyncReadExt::read(&mut stream, &mut rest)).await;
     ensure!(matches!(end, Ok(Ok(0) | Err(_))), "the connection goes on: {end:?}");
     world.client.agent.remove("client").await;
-    application.abort();
     Ok(())
 }
 
@@ -237,7 +238,7 @@ struct Seen {
 }
 
 async fn a_rolling_restart_under_load_loses_nothing(world: &World) -> Outcome {
-    let application = echo(world.server.listen(APPLICATION).map_err(text)?);
+    let _application = echo(world.server.listen(APPLICATION).map_err(text)?).map_err(text)?;
     let settings = [("CONNECTION_TERMINATION_DEADLINE", DEADLINE.0)];
     let (mut client, mut server) = world.start_both(&settings).await?;
     let (seen, stop) = (Arc::new(Seen::default()), Arc::new(AtomicBool::new(false)));
@@ -260,11 +261,10 @@ async fn a_rolling_restart_under_load_loses_nothing(world: &World) -> Outcome {
     println!("  {connections} connections, the slowest took {slowest:?}");
     outcome?;
     let failures = std::mem::take(&mut *seen.failures.lock().expect("no panic"));
-    ensure!(failures.is_empty(), "{} of {connections} connections failed: {:?}", failures.len(), failures.first());
+    ensure!(failures.is_empty(), "{} of {connections} connections failed: {}", failures.len(), failures[0]);
     ensure!(connections > 100, "only {connections} connections were made");
     world.server.agent.remove("server").await;
     world.client.agent.remove("client").await;
-    application.abort();
     Ok(())
 }
 
@@ -300,18 +300,20 @@ async fn connect_on_and_on(side: &NodeSide, seen: &Seen, stop: &AtomicBool) {
     while !stop.load(Ordering::Relaxed) {
         let started = Instant::now();
         let stage = AtomicBool::new(false);
-        let outcome = async {
+        let mut outcome = std::pin::pin!(async {
             let mut stream = side.connect(SERVICE).await?;
             stage.store(true, Ordering::Relaxed);
             exchange(&mut stream).await
-        };
-        let failure = match tokio::time::timeout(PATIENCE, outcome).await {
+        });
+        let failure = match tokio::time::timeout(PATIENCE, &mut outcome).await {
             Ok(Ok(_)) => None,
             Ok(Err(error)) => Some(error.to_string()),
             Err(_) => Some(format!("nothing happened (connected: {})", stage.load(Ordering::Relaxed))),
         };
         if let Some(error) = failure {
-            seen.failures.lock().expect("no panic").push(format!("{error} after {:?}", started.elapsed()));
+            // The connection is still there to be seen.
+            let network = diagnosis::of(&side.pod);
+            seen.failures.lock().expect("no panic").push(format!("{error} after {:?}; {network}", started.elapsed()));
         }
         seen.connections.fetch_add(1, Ordering::Relaxed);
         let micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -321,24 +323,15 @@ async fn connect_on_and_on(side: &NodeSide, seen: &Seen, stop: &AtomicBool) {
 
 /// Sockets of the pod's network with that local port that somebody holds.
 pub(crate) fn sockets_on(side: &NodeSide, port: u16) -> Outcome<usize> {
-    // Files below `/proc/net` are those of the thread's network namespace.
-    let network = side.pod.network();
-    let tables = std::thread::scope(|scope| {
-        let read = scope.spawn(|| {
-            let kind = rustix::thread::LinkNameSpaceType::Network;
-            rustix::thread::move_into_link_name_space(std::os::fd::AsFd::as_fd(&*network), Some(kind))?;
-            let read = |name| std::fs::read_to_string(format!("/proc/thread-self/net/{name}"));
-            Ok::<_, std::io::Error>(read("tcp")? + &read("tcp6").unwrap_or_default())
-        });
-        read.join().unwrap_or_else(|_| Err(std::io::Error::other("the thread panicked")))
-    });
+    let read = |name| diagnosis::read(&side.pod, name);
+    let tables = read("tcp").map_err(text)? + &read("tcp6").unwrap_or_default();
     let ending = format!(":{port:04X}");
     // What the kernel alone still sends or waits for has no inode.
     let is_ours = |line: &&str| {
         let mut fields = line.split_whitespace();
         fields.nth(1).is_some_and(|local| local.ends_with(&ending)) && fields.nth(7).is_some_and(|inode| inode != "0")
     };
-    Ok(tables.map_err(text)?.lines().filter(is_ours).count())
+    Ok(tables.lines().filter(is_ours).count())
 }
 
 pub(crate) fn failure(error: &std::io::Error, proxies: &[&Ztunnel]) -> String {

@@ -11,7 +11,9 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::control_plane::{self, ControlPlane};
 use crate::process::{Ztunnel, run_in};
 use crate::suite::{DENY_CLIENT, ensure, failure, sockets_on};
-use crate::world::{APPLICATION, CLIENT, MESH, Outcome, PATIENCE, SERVICE, UNSET, World, echo, exchange, text};
+use crate::world::{
+    APPLICATION, Application, CLIENT, MESH, Outcome, PATIENCE, SERVICE, UNSET, World, echo, exchange, text,
+};
 
 /// The port of tunnels, and that of the control plane at a proxy's loopback.
 const TUNNELS: u16 = 15_008;
@@ -81,7 +83,7 @@ impl Drop for Weather<'_> {
 }
 
 pub(crate) async fn what_is_sent_arrives_through_loss(world: &World) -> Outcome {
-    let application = tally(world.server.listen(APPLICATION).map_err(text)?);
+    let _application = tally(world.server.listen(APPLICATION).map_err(text)?).map_err(text)?;
     let (client, server) = world.start_both(&[]).await?;
     {
         let near = Weather::loss(&world.client.pod, TUNNELS, 5)?;
@@ -97,14 +99,13 @@ pub(crate) async fn what_is_sent_arrives_through_loss(world: &World) -> Outcome 
     }
     world.server.agent.remove("server").await;
     world.client.agent.remove("client").await;
-    application.abort();
     Ok(())
 }
 
 /// Everything between the nodes is lost: what is open ends in time, on both sides; what is new is refused in time; and when
 /// packets go through again, so do connections.
 pub(crate) async fn a_partition_ends_connections_and_heals(world: &World) -> Outcome {
-    let application = echo(world.server.listen(APPLICATION).map_err(text)?);
+    let _application = echo(world.server.listen(APPLICATION).map_err(text)?).map_err(text)?;
     let settings = [PINGS[0], PINGS[1], ("AMBIT_CONNECT_RESPONSE_TIMEOUT", "2s")];
     let (client, server) = world.start_both(&settings).await?;
     let proxies = [&client, &server];
@@ -140,7 +141,6 @@ pub(crate) async fn a_partition_ends_connections_and_heals(world: &World) -> Out
     exchange(&mut again).await.map_err(text)?;
     world.server.agent.remove("server").await;
     world.client.agent.remove("client").await;
-    application.abort();
     Ok(())
 }
 
@@ -170,7 +170,7 @@ pub(crate) async fn a_dead_peer_is_noticed(world: &World) -> Outcome {
 
 /// Without its control plane a proxy goes on by what it knows, and catches up when it is back.
 pub(crate) async fn policy_stays_while_the_control_plane_is_away(world: &World) -> Outcome {
-    let application = echo(world.server.listen(APPLICATION).map_err(text)?);
+    let _application = echo(world.server.listen(APPLICATION).map_err(text)?).map_err(text)?;
     let control_plane = ControlPlane::new(MESH)?;
     let (client_pod, server_pod) = (world.proxy_pod()?, world.proxy_pod()?);
     let _served = (control_plane.serve_in(&client_pod)?, control_plane.serve_in(&server_pod)?);
@@ -202,13 +202,12 @@ pub(crate) async fn policy_stays_while_the_control_plane_is_away(world: &World) 
     drop(away);
     world.server.agent.remove("server").await;
     world.client.agent.remove("client").await;
-    application.abort();
     Ok(())
 }
 
 /// Without a CA certificates are used to their end, not beyond; with it again, traffic flows again.
 pub(crate) async fn certificates_last_while_the_ca_is_away(world: &World) -> Outcome {
-    let application = echo(world.server.listen(APPLICATION).map_err(text)?);
+    let _application = echo(world.server.listen(APPLICATION).map_err(text)?).map_err(text)?;
     let control_plane = ControlPlane::new(MESH)?;
     let (client_pod, server_pod) = (world.proxy_pod()?, world.proxy_pod()?);
     let _served = (control_plane.serve_in(&client_pod)?, control_plane.serve_in(&server_pod)?);
@@ -250,7 +249,6 @@ pub(crate) async fn certificates_last_while_the_ca_is_away(world: &World) -> Out
     println!("  new connections again {:?} after the CA came back", healed.elapsed());
     world.server.agent.remove("server").await;
     world.client.agent.remove("client").await;
-    application.abort();
     Ok(())
 }
 
@@ -331,19 +329,14 @@ async fn there_and_back(world: &World, seed: u64) -> io::Result<()> {
 }
 
 /// Serves an application that reads to the end, and answers with the sum of it and as many bytes that follow from it.
-fn tally(listener: TcpListener) -> tokio::task::JoinHandle<()> {
-    tokio::spawn(async move {
-        loop {
-            let Ok((mut stream, _)) = listener.accept().await else { continue };
-            tokio::spawn(async move {
-                let mut all = Vec::new();
-                stream.read_to_end(&mut all).await?;
-                let sum = sum_of(&all);
-                stream.write_all(&sum.to_be_bytes()).await?;
-                stream.write_all(&bytes(sum)).await?;
-                stream.shutdown().await
-            });
-        }
+fn tally(listener: TcpListener) -> io::Result<Application> {
+    Application::start(listener, |mut stream, _| async move {
+        let mut all = Vec::new();
+        stream.read_to_end(&mut all).await?;
+        let sum = sum_of(&all);
+        stream.write_all(&sum.to_be_bytes()).await?;
+        stream.write_all(&bytes(sum)).await?;
+        stream.shutdown().await
     })
 }
 

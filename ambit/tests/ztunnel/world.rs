@@ -1,7 +1,7 @@
 //! Two nodes on one bridge: a client's pod on the one, a server's on the other, a node agent and a proxy on each.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use std::time::Duration;
 use ambit_hbone::Network;
 use ambit_node::zds::{Server, WorkloadInfo};
 use ambit_node::{Capture, Node, NodeProcess, PodDns, PodNamespaces, PodNetworkSpec};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
@@ -186,22 +186,52 @@ impl NodeSide {
     }
 }
 
+/// An application that serves. When dropped it listens no more, so that the next test may: aborting it alone would have that
+/// happen later.
+#[must_use = "it ends when dropped"]
+pub(crate) struct Application {
+    task: tokio::task::JoinHandle<()>,
+    listener: Socket,
+}
+
 /// Serves an application that answers each line with the caller's address and the line, until dropped.
-pub(crate) fn echo(listener: TcpListener) -> tokio::task::JoinHandle<()> {
-    tokio::spawn(async move {
-        loop {
-            let Ok((mut stream, peer)) = listener.accept().await else { continue };
-            tokio::spawn(async move {
-                let mut buffer = [0; 256];
-                while let Ok(length @ 1..) = stream.read(&mut buffer).await {
-                    let answer = [format!("{} ", peer.ip()).as_bytes(), &buffer[..length]].concat();
-                    if stream.write_all(&answer).await.is_err() {
-                        return;
-                    }
-                }
-            });
+pub(crate) fn echo(listener: TcpListener) -> io::Result<Application> {
+    Application::start(listener, |mut stream, peer| async move {
+        let mut buffer = [0; 256];
+        while let Ok(length @ 1..) = stream.read(&mut buffer).await {
+            let answer = [format!("{} ", peer.ip()).as_bytes(), &buffer[..length]].concat();
+            stream.write_all(&answer).await?;
         }
+        Ok(())
     })
+}
+
+impl Application {
+    /// Serves each connection in a task of its own.
+    pub(crate) fn start<F>(
+        listener: TcpListener,
+        serve: impl Fn(TcpStream, SocketAddr) -> F + Send + 'static,
+    ) -> io::Result<Self>
+    where
+        F: Future<Output = io::Result<()>> + Send + 'static,
+    {
+        let same = SockRef::from(&listener).try_clone()?;
+        let task = tokio::spawn(async move {
+            loop {
+                let Ok((stream, peer)) = listener.accept().await else { continue };
+                tokio::spawn(serve(stream, peer));
+            }
+        });
+        Ok(Self { task, listener: same })
+    }
+}
+
+impl Drop for Application {
+    fn drop(&mut self) {
+        self.task.abort();
+        // Of a listener this is the end, whoever else holds it.
+        let _ = self.listener.shutdown(Shutdown::Both);
+    }
 }
 
 /// Says one line and hears the answer.

@@ -37,6 +37,8 @@ const LOOPBACK: Prefix = Prefix(Ipv4Addr::LOCALHOST, 32);
 const LOOPBACK_NETWORK: Prefix = Prefix(Ipv4Addr::new(127, 0, 0, 0), 8);
 const PODS: Prefix = Prefix(POD_NETWORK, POD_PREFIX_LENGTH);
 const DNS_ZONE: u16 = 1;
+/// Where the proxy's own TCP connections are tracked, in the direction in which it opens them.
+const PROXY_ZONE: u16 = 2;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Prefix(pub(crate) Ipv4Addr, pub(crate) u8);
@@ -90,6 +92,8 @@ pub(crate) enum Action {
     /// The connection's mark becomes the packet's.
     RestoreMark,
     ConnectionZone(u16),
+    /// The same, for packets that go the way of the first one. Answers stay in the zone that has no number.
+    OriginalZone(u16),
 }
 
 #[derive(Clone, Debug)]
@@ -111,8 +115,8 @@ pub(crate) struct Chain {
 /// Everything that goes into a pod's network namespace.
 pub(crate) fn tables(capture: Capture) -> Vec<Table> {
     match capture {
-        Capture::Mesh => vec![no_ipv6(), mangle(), nat(mesh_prerouting(), mesh_output()), raw()],
-        Capture::Outside => vec![no_ipv6(), nat(Vec::new(), outside_output())],
+        Capture::Mesh => vec![no_ipv6(), mangle(), nat(mesh_prerouting(), mesh_output()), mesh_raw()],
+        Capture::Outside => vec![no_ipv6(), nat(Vec::new(), outside_output()), raw(Vec::new(), vec![apart()])],
         Capture::None => vec![no_ipv6()],
     }
 }
@@ -226,21 +230,34 @@ fn dns() -> [(Vec<Match>, Action); 2] {
     ]
 }
 
-/// Keeps the proxy's own questions to a nameserver out of the redirection's connection tracking.
-fn raw() -> Table {
-    table(
-        "istio-ambient-raw",
-        -300,
-        (ChainType::Filter, ChainType::Filter),
-        (
-            vec![(
-                vec![Match::Udp, Match::MarkNot(PROXY_MARK), Match::SourcePortIs(DNS_PORT)],
-                Action::ConnectionZone(DNS_ZONE),
-            )],
-            vec![(
+fn raw(prerouting: Rules, output: Rules) -> Table {
+    table("istio-ambient-raw", -300, (ChainType::Filter, ChainType::Filter), (prerouting, output))
+}
+
+/// Keeps the proxy's own questions to a nameserver, and its own connections, out of the redirection's connection tracking.
+fn mesh_raw() -> Table {
+    raw(
+        vec![(
+            vec![Match::Udp, Match::MarkNot(PROXY_MARK), Match::SourcePortIs(DNS_PORT)],
+            Action::ConnectionZone(DNS_ZONE),
+        )],
+        vec![
+            (
                 vec![Match::Udp, Match::MarkIs(PROXY_MARK), Match::DestinationPortIs(DNS_PORT)],
                 Action::ConnectionZone(DNS_ZONE),
-            )],
-        ),
+            ),
+            apart(),
+        ],
     )
+}
+
+/// Tracks the proxy's connections apart from the application's. Only a connection's first packet is asked whether it is to
+/// be redirected, and one that has the addresses and ports of a connection that is remembered isn't a first packet. The
+/// proxy calls under the address of the application (or, of a pod's clients, under theirs), so its ports can come to be
+/// theirs: what it called in vain is remembered for two minutes, and an application that then had the port would go past
+/// the proxy. Istio's agent has no such rule.
+fn apart() -> (Vec<Match>, Action) {
+    // Answers have no mark. They are found in the zone without a number, where those of captured connections come from
+    // the proxy's ports and so are never mistaken for them.
+    (vec![Match::Tcp, Match::MarkIs(PROXY_MARK)], Action::OriginalZone(PROXY_ZONE))
 }

@@ -3,8 +3,8 @@
 use std::net::Ipv4Addr;
 
 use netlink_bindings::nftables::{
-    self, BitwiseOps, CmpOps, CtKeys, MetaKeys, Nfgenmsg, PayloadBase, PushExprListAttrs, PushRuleAttrs, Registers,
-    VerdictCode,
+    self, BitwiseOps, CmpOps, CtDirection, CtKeys, MetaKeys, Nfgenmsg, PayloadBase, PushExprListAttrs, PushRuleAttrs,
+    Registers, VerdictCode,
 };
 use netlink_bindings::traits::Pusher;
 use netlink_bindings::utils::{RequestBuf, finalize_nested_header, push_header, push_nested_header};
@@ -161,6 +161,14 @@ fn push_action(list: Expressions<'_>, action: Action) -> Expressions<'_> {
             .end_nested()
             .end_nested(),
         Action::ConnectionZone(zone) => set_connection(immediate(list, &zone.to_ne_bytes()), CtKeys::Zone),
+        Action::OriginalZone(zone) => immediate(list, &zone.to_ne_bytes())
+            .nested_elem()
+            .nested_data_ct()
+            .push_key(CtKeys::Zone as u32)
+            .push_direction(CtDirection::Original as u8)
+            .push_sreg(REGISTER)
+            .end_nested()
+            .end_nested(),
     }
 }
 

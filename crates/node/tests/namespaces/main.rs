@@ -5,6 +5,7 @@
 
 mod in_pod;
 mod outside;
+mod ports;
 mod suite;
 mod zds;
 

@@ -19,13 +19,14 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 use tokio::sync::mpsc;
 
+use crate::ports::{a_port_that_the_proxy_used_in_vain_is_captured, the_proxy_may_have_the_port_of_a_captured_client};
 use crate::zds::{
     a_badly_behaved_agent_is_refused, a_pod_that_cannot_be_served_is_tried_again, pods_are_served_as_the_agent_says,
     two_proxies_are_told_side_by_side,
 };
 
 const PATIENCE: Duration = Duration::from_secs(10);
-const MARK: u32 = ambit_node::rules::PROXY_MARK;
+pub(crate) const MARK: u32 = ambit_node::rules::PROXY_MARK;
 
 pub(crate) type Outcome = Result<(), String>;
 
@@ -69,6 +70,8 @@ pub(crate) async fn run(process: NodeProcess) -> ExitCode {
         outbound_is_redirected_with_its_original_destination,
         inbound_is_redirected_except_hbone,
         a_transparent_connection_keeps_the_clients_address,
+        a_port_that_the_proxy_used_in_vain_is_captured,
+        the_proxy_may_have_the_port_of_a_captured_client,
         names_are_asked_at_the_dns_port,
         outside_pods_are_captured_only_towards_the_outside,
         programs_have_the_users_id_and_no_capability,
@@ -123,7 +126,7 @@ impl World {
     }
 
     /// Starts a server and waits until it listens.
-    async fn serve(&self, pod: &PodNamespaces, argv: &[&str]) -> Result<Process, String> {
+    pub(crate) async fn serve(&self, pod: &PodNamespaces, argv: &[&str]) -> Result<Process, String> {
         let (process, mut lines) = self.start(pod, argv)?;
         let first = lines.recv().await.map(|line| line.text);
         // The rest of its output is nobody's.
@@ -147,11 +150,11 @@ fn spec(last: u8, capture: Capture) -> PodNetworkSpec {
     }
 }
 
-fn ip(last: u8) -> Ipv4Addr {
+pub(crate) fn ip(last: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 244, 0, last)
 }
 
-fn listen(pod: &PodNamespaces, address: &str, transparent: bool) -> Result<TcpListener, String> {
+pub(crate) fn listen(pod: &PodNamespaces, address: &str, transparent: bool) -> Result<TcpListener, String> {
     let make = || {
         let socket = pod.network().socket(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
         socket.set_mark(MARK)?;
@@ -166,7 +169,7 @@ fn listen(pod: &PodNamespaces, address: &str, transparent: bool) -> Result<TcpLi
 }
 
 /// Accepts one connection, answers it with `answer`; the peer and where it wanted to go.
-async fn accept(listener: &TcpListener, answer: &str) -> Result<(SocketAddr, SocketAddr), String> {
+pub(crate) async fn accept(listener: &TcpListener, answer: &str) -> Result<(SocketAddr, SocketAddr), String> {
     let work = async {
         let (mut stream, peer) = listener.accept().await?;
         let wanted = SockRef::from(&stream)
