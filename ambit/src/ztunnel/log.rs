@@ -1,15 +1,25 @@
 //! The log: events, and a line per connection.
 
-use std::sync::{Arc, atomic::AtomicU64};
+use std::{
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
 
 use ambit_telemetry::{
-    AccessLog, Records,
+    AccessLog, DecisionRecord, Records,
     log::{LevelControl, Levels, LogWriter, log_layer},
 };
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 use tracing_subscriber::{layer::SubscriberExt, util::SubscriberInitExt};
 
 use super::settings::Operations;
 use crate::command::Failure;
+
+/// How long records wait for others to be written with.
+const RECORDS_GATHERED: Duration = Duration::from_millis(10);
+/// Records written before the thread's other tasks have their turn.
+const MAX_RECORDS_AT_ONCE: usize = 1024;
 
 /// What the log is written with.
 #[derive(Clone, Debug)]
@@ -48,10 +58,77 @@ impl Log {
         self.access.wants_openings()
     }
 
-    /// Writes records until their source ends.
-    pub async fn write_records(self, mut records: Records) {
-        while let Some(record) = records.next().await {
+    /// True if this record has a line.
+    pub fn wants(&self, record: &DecisionRecord) -> bool {
+        self.access.wants(record)
+    }
+
+    /// Writes records until their source ends, or those that are there when it is to stop. They are taken in batches: else
+    /// each of them would wake this task's thread, for which the thread that carries traffic pays.
+    pub async fn write_records(self, mut records: Records, stop: CancellationToken) {
+        loop {
+            let next = tokio::select! {
+                biased;
+                next = records.next() => next,
+                () = stop.cancelled() => return,
+            };
+            let Some(record) = next else { return };
             self.access.write(&record);
+            for _ in 1..MAX_RECORDS_AT_ONCE {
+                let Some(record) = records.try_next() else { break };
+                self.access.write(&record);
+            }
+            tokio::select! {
+                () = sleep(RECORDS_GATHERED) => {}
+                () = stop.cancelled() => {}
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use ambit_policy::{Decision, Verdict};
+    use ambit_telemetry::{Enforcer, log::LogFormat};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Memory(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Memory {
+        fn write(&mut self, text: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().expect("not poisoned").extend_from_slice(text);
+            Ok(text.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn all_that_was_recorded_before_the_stop_is_written() {
+        let memory = Memory::default();
+        let writer = LogWriter::start(memory.clone(), Arc::default()).expect("a thread");
+        let levels = LevelControl::new("info".parse().expect("levels"));
+        let access = AccessLog::new(writer.clone(), levels.clone(), LogFormat::Plain);
+        let (recorder, records) = ambit_telemetry::recorder();
+        let stop = CancellationToken::new();
+        let number = MAX_RECORDS_AT_ONCE + 1;
+        for _ in 0..number {
+            let decision = Decision { verdict: Verdict::Allow, ..Decision::deny("let in") };
+            let enforcer = Enforcer::ZtunnelInbound;
+            recorder.record(DecisionRecord::new(enforcer, <_>::default(), <_>::default(), "TCP", &decision));
+        }
+        stop.cancel();
+        // Ends though there is still somebody who might record.
+        Log { writer: writer.clone(), levels, access }.write_records(records, stop).await;
+        assert!(writer.flush(Duration::from_secs(5)));
+        let lines = memory.0.lock().expect("not poisoned").iter().filter(|byte| **byte == b'\n').count();
+        assert_eq!(lines, number);
+        drop(recorder);
     }
 }

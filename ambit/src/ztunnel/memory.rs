@@ -15,6 +15,14 @@ const PERIOD: Duration = Duration::from_secs(3);
 /// Processor time of a period up to which the proxy is idle: 1 %.
 const IDLE: Duration = PERIOD.checked_div(100).expect("a hundredth");
 
+/// Lets go of the code that only the start needed. Before the proxy is ready: later there is work that would have to wait
+/// until its own code is mapped again.
+pub fn forget_start() {
+    if let Err(error) = memory::give_back_code() {
+        tracing::debug!(%error, "the code that only the start needed stays mapped");
+    }
+}
+
 /// Gives back what only the start needed once the proxy is ready, and from then on what was freed, each time that work has
 /// come to an end: to look for it takes locks that busy threads need.
 pub async fn keep_small(readiness: Readiness) {

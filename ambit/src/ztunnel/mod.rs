@@ -64,6 +64,8 @@ struct Proxy {
     draining: Arc<AtomicBool>,
     /// Pods that wait for a proxy.
     pending: operate::Pending,
+    /// Writes the access log.
+    records: JoinHandle<()>,
     /// Ends what only serves the proxy itself.
     stop: CancellationToken,
 }
@@ -77,15 +79,16 @@ pub fn run(settings: Settings) -> Result<ExitCode, Failure> {
     let limits = files::fit(settings.budgets.limits(ambit_ztunnel::Limits::default()));
     let runtime = |error| Failure::new(format!("can't start a runtime: {error}"));
     let data = data_plane(&settings).map_err(runtime)?;
-    let handshakes = handshakes::runtime(data.metrics().num_workers()).map_err(runtime)?;
+    let handshakes = handshakes::Threads::start(data.metrics().num_workers()).map_err(runtime)?;
     let control = Builder::new_current_thread().enable_all().build().map_err(runtime)?;
     let result = control.block_on(async {
-        let runtimes = (data.handle().clone(), handshakes.handle().clone());
+        let runtimes = (data.handle().clone(), handshakes.handles());
         let proxy = Proxy::start(settings, runtimes, limits).await?;
+        memory::forget_start();
         proxy.run().await
     });
     data.shutdown_timeout(RUNTIME_GRACE);
-    handshakes.shutdown_timeout(RUNTIME_GRACE);
+    drop(handshakes);
     control.shutdown_timeout(RUNTIME_GRACE);
     result
 }
@@ -105,7 +108,7 @@ fn data_plane(settings: &Settings) -> std::io::Result<Runtime> {
 impl Proxy {
     async fn start(
         settings: Settings,
-        (data, handshakes): (Handle, Handle),
+        (data, handshakes): (Handle, Arc<[Handle]>),
         limits: ambit_ztunnel::Limits,
     ) -> Result<Self, Failure> {
         let metrics = Metrics::new("ztunnel", &version());
@@ -136,16 +139,13 @@ impl Proxy {
             data.spawn(identities::keep(Arc::clone(&store), Arc::clone(&certificates), node));
         }
         let (recorder, records) = ambit_telemetry::recorder_counting(Arc::clone(&metrics.dropped_records));
-        tokio::spawn(log.clone().write_records(records));
+        let records = tokio::spawn(log.clone().write_records(records, stop.clone()));
         tokio::spawn(memory::keep_small(readiness.clone()));
-        let levels = log.clone();
-        let recorder = recorder.with_openings_when(move || levels.wants_openings());
+        let (openings, ends) = (log.clone(), log.clone());
+        let recorder = recorder.with_openings_when(move || openings.wants_openings());
+        let recorder = recorder.with_records_when(move |record| ends.wants(record));
         let on_demand = configured.discovery.filter(|_| settings.control_plane.xds_on_demand).map(OnDemand::new);
-        let config = ambit_ztunnel::Config {
-            on_demand,
-            handshakes: Some(handshakes),
-            ..configuration(&settings, limits, &metrics)
-        };
+        let config = ambit_ztunnel::Config { on_demand, handshakes, ..configuration(&settings, limits, &metrics) };
         let ztunnel = Ztunnel::new(config, store, certificates, Arc::new(HostNetwork), recorder);
         let (shutdown, draining) = (Shutdown::new(), Arc::new(AtomicBool::new(false)));
         let pending = operate::Pending::default();
@@ -159,7 +159,7 @@ impl Proxy {
             pending: Arc::clone(&pending),
         };
         operate::start(shown, &stop)?;
-        Ok(Self { settings, data, log, metrics, readiness, shutdown, ztunnel, draining, pending, stop })
+        Ok(Self { settings, data, log, metrics, readiness, shutdown, ztunnel, draining, pending, records, stop })
     }
 
     async fn run(self) -> Result<ExitCode, Failure> {
@@ -273,6 +273,9 @@ impl Proxy {
             tracing::warn!(%error, "draining failed");
         }
         self.stop.cancel();
+        if let Err(error) = self.records.await {
+            tracing::warn!(%error, "the last records are not written");
+        }
         tracing::info!("shutdown complete");
         self.log.writer.flush(FLUSH_TIMEOUT);
     }

@@ -1,10 +1,14 @@
 //! Workload identity names: `spiffe://<trust-domain>/ns/<namespace>/sa/<service-account>` (`spec/ztunnel.md` 2.3).
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, sync::Arc};
 
-/// A workload identity that can't be malformed. Cheap to compare, hash and clone.
+/// A workload identity that can't be malformed. Cheap to compare, hash and clone: every connection holds several, and a
+/// clone shares what it is a clone of.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SpiffeId {
+pub struct SpiffeId(Arc<Parts>);
+
+#[derive(PartialEq, Eq, Hash, PartialOrd, Ord)]
+struct Parts {
     trust_domain: Box<str>,
     namespace: Box<str>,
     service_account: Box<str>,
@@ -28,11 +32,11 @@ impl SpiffeId {
     pub fn new(trust_domain: &str, namespace: &str, service_account: &str) -> Result<Self, ParseSpiffeIdError> {
         let whole = trust_domain.len() + namespace.len() + service_account.len() + "spiffe:///ns//sa/".len();
         if whole <= MAX_SPIFFE_ID_BYTES && [trust_domain, namespace, service_account].into_iter().all(is_segment) {
-            Ok(Self {
+            Ok(Self(Arc::new(Parts {
                 trust_domain: trust_domain.into(),
                 namespace: namespace.into(),
                 service_account: service_account.into(),
-            })
+            })))
         } else {
             let mut text = format!("spiffe://{trust_domain}/ns/{namespace}/sa/{service_account}");
             text.truncate(text.floor_char_boundary(256));
@@ -43,25 +47,25 @@ impl SpiffeId {
     /// The trust domain, for example `cluster.local`.
     #[must_use]
     pub fn trust_domain(&self) -> &str {
-        &self.trust_domain
+        &self.0.trust_domain
     }
 
     /// The namespace.
     #[must_use]
     pub fn namespace(&self) -> &str {
-        &self.namespace
+        &self.0.namespace
     }
 
     /// The service account.
     #[must_use]
     pub fn service_account(&self) -> &str {
-        &self.service_account
+        &self.0.service_account
     }
 
     /// The name as policies write it: without `spiffe://`.
     #[must_use]
     pub fn principal(&self) -> String {
-        format!("{}/ns/{}/sa/{}", self.trust_domain, self.namespace, self.service_account)
+        format!("{}/ns/{}/sa/{}", self.trust_domain(), self.namespace(), self.service_account())
     }
 }
 
@@ -73,7 +77,7 @@ fn is_segment(text: &str) -> bool {
 
 impl fmt::Display for SpiffeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "spiffe://{}/ns/{}/sa/{}", self.trust_domain, self.namespace, self.service_account)
+        write!(f, "spiffe://{}/ns/{}/sa/{}", self.trust_domain(), self.namespace(), self.service_account())
     }
 }
 

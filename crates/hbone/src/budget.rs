@@ -97,7 +97,15 @@ pub(crate) struct Places {
 /// traffic, and a workload that many connect to must not make others wait there.
 #[derive(Clone, Debug, Default)]
 pub struct Turns {
-    place: Option<(Handle, Arc<Semaphore>)>,
+    place: Option<Place>,
+}
+
+#[derive(Clone, Debug)]
+struct Place {
+    runtimes: Arc<[Handle]>,
+    /// Whose turn it is among them.
+    next: Arc<AtomicUsize>,
+    turns: Arc<Semaphore>,
 }
 
 /// The runtime for handshakes has ended.
@@ -290,11 +298,13 @@ impl Drop for Charge {
 // === impl Turns ===
 
 impl Turns {
-    /// Computes handshakes on `runtime`, at most `at_once` of the workload's at a time: those that wait for their peer
-    /// take no turn. Others' are computed in between.
+    /// Computes each handshake on one of `runtimes`, at most `at_once` of the workload's at a time: those that wait for
+    /// their peer take no turn. Others' are computed in between. Without `runtimes` they are computed where they come in.
     #[must_use]
-    pub fn on(runtime: Handle, at_once: usize) -> Self {
-        Self { place: Some((runtime, Arc::new(Semaphore::new(at_once.max(1))))) }
+    pub fn on(runtimes: Arc<[Handle]>, at_once: usize) -> Self {
+        let turns = Arc::new(Semaphore::new(at_once.max(1)));
+        let place = Place { runtimes, next: Arc::default(), turns };
+        Self { place: (!place.runtimes.is_empty()).then_some(place) }
     }
 
     /// Runs a handshake to its end, or until this is dropped.
@@ -302,15 +312,28 @@ impl Turns {
     where
         F: Future<Output: Send> + Send + 'static,
     {
-        let Some((runtime, turns)) = &self.place else { return Ok(handshake.await) };
-        let in_turn = InTurn { inner: Box::pin(handshake), turns: Arc::clone(turns), waiting: None };
-        match AbortOnDrop(runtime.spawn(in_turn)).await {
+        let Some(place) = &self.place else { return Ok(handshake.await) };
+        let in_turn = InTurn { inner: Box::pin(handshake), turns: Arc::clone(&place.turns), waiting: None };
+        match AbortOnDrop(place.runtime().spawn(in_turn)).await {
             Ok(output) => Ok(output),
             Err(error) => match error.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
                 Err(_) => Err(Ended),
             },
         }
+    }
+}
+
+// === impl Place ===
+
+impl Place {
+    /// In turn, but of two the one with less to do. INVARIANT: there is at least one.
+    fn runtime(&self) -> &Handle {
+        let count = self.runtimes.len();
+        let next = self.next.fetch_add(1, Ordering::Relaxed);
+        let (one, other) = (&self.runtimes[next % count], &self.runtimes[next.wrapping_add(1) % count]);
+        let tasks = |runtime: &Handle| runtime.metrics().num_alive_tasks();
+        if tasks(other) < tasks(one) { other } else { one }
     }
 }
 

@@ -209,6 +209,8 @@ impl Direction {
                     Poll::Ready(Ok(_)) => {}
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                     Poll::Pending => {
+                        // Idle, it holds no room for chunks either.
+                        self.chunks = VecDeque::new();
                         // Nothing more for now, so what was written must not wait for more.
                         if self.unflushed {
                             ready!(Pin::new(&mut *sink).poll_flush(cx))?;

@@ -26,6 +26,7 @@ mod source;
 mod store;
 pub mod tls;
 mod trust;
+mod verified;
 mod verify;
 mod wake;
 

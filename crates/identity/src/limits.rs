@@ -53,6 +53,8 @@ pub const MAX_CHAIN_BYTES: usize = 1024 * 1024;
 pub const MAX_CHAIN_CERTIFICATES: usize = 16;
 /// Roots of a trust bundle.
 pub const MAX_ROOTS: usize = 256;
+/// Chains of peers that are remembered as verified; past it all are verified anew.
+pub const MAX_VERIFIED_CHAINS: usize = 4096;
 /// Identities looked for in a peer's certificate.
 pub const MAX_PEER_IDENTITIES: usize = 16;
 /// How long a root counts on after the CA has left it out of its bundle: half of a certificate's life, by when every

@@ -10,8 +10,8 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use rustls::RootCertStore;
-use rustls_pki_types::CertificateDer;
+use rustls::{Error, RootCertStore};
+use rustls_pki_types::{CertificateDer, UnixTime};
 use tokio::sync::watch;
 
 use crate::{
@@ -19,6 +19,8 @@ use crate::{
     chain::anchors,
     crl::{Crls, Revocation},
     limits::{MAX_FOREIGN_TRUST_DOMAINS, ROOT_OVERLAP},
+    verified::{Fingerprint, VerifiedChains},
+    verify::{Usage, verify_path},
 };
 
 /// What peers are judged by. Shared by all certificates of a store.
@@ -38,6 +40,8 @@ pub(crate) struct Snapshot {
     pub(crate) crls: Arc<Crls>,
     /// When the first of the roots in `own` that were left out of the last bundle ends.
     retires: Option<SystemTime>,
+    /// What was found good with all of this.
+    pub(crate) verified: VerifiedChains,
 }
 
 #[derive(Default)]
@@ -76,6 +80,7 @@ impl Trust {
             foreign: HashMap::new(),
             crls: Arc::clone(&bundle.crls),
             retires: None,
+            verified: VerifiedChains::default(),
         });
         Arc::new(Self { key_exchange, current, bundle: Mutex::new(bundle), generation: watch::Sender::new(0) })
     }
@@ -196,6 +201,7 @@ impl Trust {
             foreign: bundle.foreign.iter().map(|(domain, roots)| (domain.clone(), Arc::clone(roots))).collect(),
             crls: Arc::clone(&bundle.crls),
             retires: bundle.retiring.iter().map(|(_, until)| *until).min(),
+            verified: VerifiedChains::default(),
         }));
         self.generation.send_modify(|generation| *generation += 1);
     }
@@ -216,6 +222,27 @@ impl Snapshot {
     /// Whether another domain's roots vouch for identities of `trust_domain`, and ours don't.
     pub(crate) fn is_foreign(&self, trust_domain: &str) -> bool {
         self.foreign.contains_key(trust_domain)
+    }
+
+    /// Whether the chain leads to the roots that vouch for `trust_domain`, or to our own, and nothing in it is revoked. What
+    /// was found good before is not computed again.
+    pub(crate) fn verify(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        trust_domain: Option<&str>,
+        now: UnixTime,
+        usage: Usage,
+    ) -> Result<(), Error> {
+        let foreign = trust_domain.filter(|domain| self.is_foreign(domain));
+        let chain = Fingerprint::of(usage, foreign, leaf, intermediates);
+        if self.verified.contains(&chain, now) {
+            return Ok(());
+        }
+        let roots = foreign.map_or(self.own(), |domain| self.of(domain));
+        verify_path(leaf, intermediates, roots, &self.crls, now, usage)?;
+        self.verified.remember(chain, leaf, intermediates, now);
+        Ok(())
     }
 
     /// The roots that vouch for identities of `trust_domain`.

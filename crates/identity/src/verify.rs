@@ -162,7 +162,7 @@ impl ClientCertVerifier for SameTrustDomain {
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         let snapshot = self.trust.snapshot(wall_time(now));
-        verify_path(end_entity, intermediates, snapshot.own(), &snapshot.crls, now, Usage::Client)?;
+        snapshot.verify(end_entity, intermediates, None, now, Usage::Client)?;
         let got = peer_identities(end_entity);
         if got.is_empty() {
             return Err(Mismatch::Absent.into());
@@ -213,8 +213,8 @@ impl ServerCertVerifier for ExpectedIdentity {
         let got = peer_identities(end_entity);
         let found = expected_identity(&got, &self.expected);
         // INVARIANT: the roots that vouch for the identity found are those of its own trust domain.
-        let roots = found.map_or(snapshot.own(), |identity| snapshot.of(identity.trust_domain()));
-        verify_path(end_entity, intermediates, roots, &snapshot.crls, now, Usage::Server)?;
+        let trust_domain = found.map(SpiffeId::trust_domain);
+        snapshot.verify(end_entity, intermediates, trust_domain, now, Usage::Server)?;
         match found {
             Some(_) => Ok(ServerCertVerified::assertion()),
             None if got.is_empty() => Err(Mismatch::Absent.into()),

@@ -14,6 +14,7 @@ pub mod enforcement;
 pub mod findings;
 mod index;
 pub mod inputs;
+pub mod loads;
 pub mod peer_authentication;
 pub mod view;
 pub mod way;

@@ -31,7 +31,7 @@ use ambit_xds::{DeltaResponse, channel::Nack};
 
 use self::{addresses::Addresses, endpoints::Endpoints, shards::Shards, state::State};
 pub use self::{
-    endpoints::{Tier, Tiers},
+    endpoints::{Drawn, Tier, Tiers},
     listing::PolicyRecord,
     model::{
         ApplicationTunnel, Balancing, Canonical, Families, Gateway, GatewayRef, GuardedPort, Locality, Mode,

@@ -52,12 +52,17 @@ impl AccessLog {
 
     /// Writes a record, if its level is wanted. Never waits.
     pub fn write(&self, record: &DecisionRecord) {
-        let line = AccessLine::new(record, self.format);
-        if self.levels.is_enabled(ACCESS_TARGET, line.level()) {
-            let mut text = line.to_string();
+        if self.wants(record) {
+            let mut text = AccessLine::new(record, self.format).to_string();
             text.push('\n');
             self.writer.line(text.into_bytes());
         }
+    }
+
+    /// True if this record has a line.
+    #[must_use]
+    pub fn wants(&self, record: &DecisionRecord) -> bool {
+        self.levels.is_enabled(ACCESS_TARGET, AccessLine::new(record, self.format).level())
     }
 
     /// True if connections that open have a line too.
@@ -375,7 +380,9 @@ mod tests {
             let writer = LogWriter::start(memory.clone(), Arc::default()).expect("a thread");
             let levels_in_force = LevelControl::new(levels.parse().expect("levels"));
             let log = AccessLog::new(writer.clone(), levels_in_force, LogFormat::Plain);
-            [&complete, &opened, &refused].into_iter().for_each(|record| log.write(record));
+            let records = [&complete, &opened, &refused];
+            assert_eq!(records.iter().filter(|record| log.wants(record)).count(), lines, "{levels}");
+            records.into_iter().for_each(|record| log.write(record));
             assert!(writer.flush(Duration::from_secs(5)));
             let written = memory.0.lock().expect("not poisoned");
             assert_eq!(written.iter().filter(|byte| **byte == b'\n').count(), lines, "{levels}");

@@ -21,11 +21,16 @@ pub struct Recorder {
     sender: mpsc::Sender<DecisionRecord>,
     dropped: Arc<AtomicU64>,
     openings: Option<Wanted>,
+    filter: Option<Filter>,
 }
 
 /// Says whether something is wanted at this moment.
 #[derive(Clone)]
 struct Wanted(Arc<dyn Fn() -> bool + Send + Sync>);
+
+/// Says whether a record is wanted at this moment.
+#[derive(Clone)]
+struct Filter(Arc<dyn Fn(&DecisionRecord) -> bool + Send + Sync>);
 
 /// The reader's end.
 #[derive(Debug)]
@@ -44,7 +49,7 @@ pub fn recorder() -> (Recorder, Records) {
 #[must_use]
 pub fn recorder_counting(dropped: Arc<AtomicU64>) -> (Recorder, Records) {
     let (sender, receiver) = mpsc::channel(MAX_QUEUED_RECORDS);
-    (Recorder { sender, dropped: Arc::clone(&dropped), openings: None }, Records { receiver, dropped })
+    (Recorder { sender, dropped: Arc::clone(&dropped), openings: None, filter: None }, Records { receiver, dropped })
 }
 
 impl Recorder {
@@ -55,14 +60,25 @@ impl Recorder {
         self
     }
 
-    /// True if records of connections that open are wanted. Those that end, and refusals, always are.
+    /// From now on hands over only records that its reader wants. The others cost neither a place in the queue nor a
+    /// wake-up of the reader's thread.
+    #[must_use]
+    pub fn with_records_when(mut self, wanted: impl Fn(&DecisionRecord) -> bool + Send + Sync + 'static) -> Self {
+        self.filter = Some(Filter(Arc::new(wanted)));
+        self
+    }
+
+    /// True if records of connections that open are wanted.
     #[must_use]
     pub fn wants_openings(&self) -> bool {
         self.openings.as_ref().is_none_or(|wanted| (wanted.0)())
     }
 
-    /// Hands a record over; counts it as dropped if the queue is full.
+    /// Hands a record over, if its reader wants it; counts it as dropped if the queue is full.
     pub fn record(&self, record: DecisionRecord) {
+        if self.filter.as_ref().is_some_and(|filter| !(filter.0)(&record)) {
+            return;
+        }
         if self.sender.try_send(record).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
@@ -72,6 +88,12 @@ impl Recorder {
 impl fmt::Debug for Wanted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Wanted")
+    }
+}
+
+impl fmt::Debug for Filter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Filter")
     }
 }
 
@@ -90,5 +112,32 @@ impl Records {
     #[must_use]
     pub fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ambit_policy::{Decision, Verdict};
+
+    use super::*;
+    use crate::Enforcer;
+
+    fn record(verdict: Verdict) -> DecisionRecord {
+        let decision = Decision { verdict, ..Decision::deny("because") };
+        DecisionRecord::new(Enforcer::ZtunnelInbound, <_>::default(), <_>::default(), "TCP", &decision)
+    }
+
+    #[test]
+    fn only_what_is_wanted_takes_a_place_in_the_queue() {
+        let (recorder, mut records) = recorder();
+        let picky = recorder.clone().with_records_when(|record| record.verdict == Verdict::Deny);
+        picky.record(record(Verdict::Allow));
+        picky.record(record(Verdict::Deny));
+        assert_eq!(records.try_next().map(|record| record.verdict), Some(Verdict::Deny));
+        assert!(records.try_next().is_none());
+        // Nobody asked the other one to choose.
+        recorder.record(record(Verdict::Allow));
+        assert_eq!(records.try_next().map(|record| record.verdict), Some(Verdict::Allow));
+        assert_eq!(records.dropped(), 0, "what isn't wanted isn't lost");
     }
 }

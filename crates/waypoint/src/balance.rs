@@ -1,20 +1,17 @@
 //! Which endpoint gets the next request: the less busy of two drawn at random.
 
 use std::{
-    hash::{BuildHasher, RandomState},
     net::{IpAddr, SocketAddr},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
 };
 
 use ambit_mesh::{
     View,
+    loads::Loads,
     view::{ServiceKey, Workload},
 };
 
-use crate::{limits::LOAD_COUNTERS, random::Random};
+use crate::random::Random;
 
 /// A container port of a workload.
 #[derive(Clone, Debug)]
@@ -22,21 +19,6 @@ pub(crate) struct Endpoint {
     pub(crate) workload: Arc<Workload>,
     /// Pod address and target port.
     pub(crate) address: SocketAddr,
-}
-
-/// Requests and TCP connections in flight per endpoint, without a lock: endpoints hash to counters, and a collision
-/// only makes the balance less exact.
-#[derive(Debug)]
-pub(crate) struct Loads {
-    hasher: RandomState,
-    counters: Box<[AtomicUsize]>,
-}
-
-/// One request in flight at an endpoint, until dropped.
-#[derive(Debug)]
-pub(crate) struct InFlight {
-    loads: Arc<Loads>,
-    counter: usize,
 }
 
 /// An endpoint that is healthy and has this service port, except those already tried.
@@ -58,7 +40,7 @@ pub(crate) fn pick(
             .find(|endpoint| !tried.contains(&endpoint.address))
     };
     let (first, second) = (draw()?, draw()?);
-    Some(if loads.of(&second) < loads.of(&first) { second } else { first })
+    Some(if loads.of(second.load_key()) < loads.of(first.load_key()) { second } else { first })
 }
 
 // === impl Endpoint ===
@@ -73,6 +55,11 @@ impl PartialEq for Endpoint {
 }
 
 impl Endpoint {
+    /// What its requests in flight are counted under: each port of a workload has its own load.
+    pub(crate) fn load_key(&self) -> u32 {
+        self.workload.load_key.wrapping_add(u32::from(self.address.port()))
+    }
+
     /// Whether it could still be picked.
     pub(crate) fn is_usable(&self, view: &View, service: &ServiceKey, port: u16) -> bool {
         let healthy = view.endpoints(service).iter().filter(|workload| workload.healthy);
@@ -89,42 +76,5 @@ impl Endpoint {
         let target = *workload.services.get(service)?.get(&port)?;
         let ip: IpAddr = *workload.addresses.first()?;
         (target != 0).then(|| Self { workload: Arc::clone(workload), address: SocketAddr::new(ip, target) })
-    }
-}
-
-// === impl Loads ===
-
-impl Default for Loads {
-    fn default() -> Self {
-        Self {
-            hasher: RandomState::new(),
-            counters: std::iter::repeat_with(AtomicUsize::default).take(LOAD_COUNTERS).collect(),
-        }
-    }
-}
-
-impl Loads {
-    /// Counts one more until the guard is dropped.
-    pub(crate) fn add(self: &Arc<Self>, endpoint: &Endpoint) -> InFlight {
-        let counter = self.counter(endpoint);
-        self.counters[counter].fetch_add(1, Ordering::Relaxed);
-        InFlight { loads: Arc::clone(self), counter }
-    }
-
-    fn of(&self, endpoint: &Endpoint) -> usize {
-        self.counters[self.counter(endpoint)].load(Ordering::Relaxed)
-    }
-
-    fn counter(&self, endpoint: &Endpoint) -> usize {
-        // INVARIANT: less than the number of counters, which fits in a usize.
-        (self.hasher.hash_one(endpoint.address) % self.counters.len() as u64) as usize
-    }
-}
-
-// === impl InFlight ===
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.loads.counters[self.counter].fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -9,7 +9,7 @@ use std::{
     time::Instant,
 };
 
-use ambit_mesh::View;
+use ambit_mesh::{View, loads::InFlight};
 use ambit_xds::workload::AppProtocol;
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, StatusCode, Version, header};
@@ -20,7 +20,6 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::{
-    balance::InFlight,
     limits::{
         DISCARD_TIMEOUT, HTTP2_CONNECTION_WINDOW_BYTES, HTTP2_FRAME_BYTES, HTTP2_SEND_BUFFER_BYTES,
         HTTP2_STREAM_WINDOW_BYTES, MAX_DISCARDED_BODY_BYTES, MAX_HEADER_BYTES, MAX_HTTP1_BUFFER_BYTES,

@@ -112,7 +112,7 @@ impl Waypoint {
             pool: Pool::new(Arc::clone(&certificates), ambit_hbone::Limits::default()),
             certificates,
             recorder,
-            loads: Arc::default(),
+            loads: Arc::new(ambit_mesh::loads::Loads::new(limits::LOAD_COUNTERS)),
             random: random::Random::default(),
             connections: Arc::new(Semaphore::new(config.limits.connections)),
             tunnels: Arc::new(Semaphore::new(config.limits.tunnels)),

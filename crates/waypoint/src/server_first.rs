@@ -11,11 +11,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ambit_mesh::View;
+use ambit_mesh::{View, loads::InFlight};
 use tokio::io::AsyncRead;
 
 use crate::{
-    balance::{Endpoint, InFlight},
+    balance::Endpoint,
     detect::{Prefixed, ReadAhead, Spoken, classify_server},
     limits::SERVER_FIRST_SILENCE,
     record::Entry,
@@ -104,7 +104,7 @@ async fn listen(session: &Session, view: Arc<View>, early: &mut Option<Early>) {
     drop(view);
     match opened {
         Ok((endpoint, stream)) => {
-            let in_flight = session.shared.loads.add(&endpoint);
+            let in_flight = session.shared.loads.add(endpoint.load_key());
             let reader = ReadAhead::new(stream);
             let opened = early.insert(Early { endpoint, reader, in_flight, connect_time: start.elapsed() });
             match opened.reader.until_known(classify_server).await {

@@ -4,12 +4,12 @@ use std::{fmt, future::Future, sync::Arc};
 
 use ambit_hbone::{Network, Pool};
 use ambit_identity::CertificateStore;
-use ambit_mesh::Store;
+use ambit_mesh::{Store, loads::Loads};
 use ambit_telemetry::{Enforcer, Recorder};
 use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{Config, balance::Loads, random::Random};
+use crate::{Config, random::Random};
 
 /// One waypoint's state.
 pub(crate) struct Shared {

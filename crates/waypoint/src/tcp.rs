@@ -3,11 +3,10 @@
 use std::{sync::Arc, time::Instant};
 
 use ambit_hbone::copy::{self, HALF_CLOSE_IDLE_TIMEOUT, Reset};
-use ambit_mesh::View;
+use ambit_mesh::{View, loads::InFlight};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::{
-    balance::InFlight,
     detect::{Prefixed, ReadAhead},
     record::{Entry, micros_since},
     server_first::Early,
@@ -72,5 +71,5 @@ async fn reach(
     }
     let (endpoint, stream) = upstream::open(session, view, entry).await?;
     entry.endpoint(&endpoint);
-    Ok((ReadAhead::new(stream).into_stream(), session.shared.loads.add(&endpoint)))
+    Ok((ReadAhead::new(stream).into_stream(), session.shared.loads.add(endpoint.load_key())))
 }

@@ -8,6 +8,7 @@ use std::{
 };
 
 use ambit_hbone::copy::{self, HALF_CLOSE_IDLE_TIMEOUT, Reset};
+use ambit_mesh::loads::InFlight;
 use http::{HeaderValue, Response, header};
 use hyper::{
     body::Incoming,
@@ -17,7 +18,6 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{
-    balance::InFlight,
     request::{self, Checked},
     respond,
     session::{Question, Session},

@@ -13,7 +13,7 @@ use std::{
 };
 
 use ambit_hbone::{Connect, ConnectError, Tunnel, copy::Reset, socket};
-use ambit_mesh::View;
+use ambit_mesh::{View, loads::InFlight};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, request};
 use http_body::Body as _;
@@ -26,7 +26,7 @@ use tokio::{
 };
 
 use crate::{
-    balance::{self, Endpoint, InFlight},
+    balance::{self, Endpoint},
     limits::{
         HTTP2_CONNECTION_WINDOW_BYTES, HTTP2_FRAME_BYTES, HTTP2_SEND_BUFFER_BYTES, HTTP2_STREAM_WINDOW_BYTES,
         MAX_ENDPOINT_TRIES, MAX_HEADER_BYTES, MAX_HTTP1_BUFFER_BYTES, MAX_IDLE_UPSTREAMS, REUSE_WAIT,
@@ -123,7 +123,7 @@ pub(crate) async fn send(
     loop {
         let (endpoint, mut sender, reused) = session.upstreams.reach(session, view, protocol, may_reuse, entry).await?;
         entry.endpoint(&endpoint);
-        let in_flight = session.shared.loads.add(&endpoint);
+        let in_flight = session.shared.loads.add(endpoint.load_key());
         // Only a connection that was idle can turn out to have been closed meanwhile.
         let spare = if reused { Spare::of(&request) } else { None };
         let start = Instant::now();

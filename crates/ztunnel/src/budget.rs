@@ -15,7 +15,6 @@ use ambit_hbone::{
     limits::TUNNEL_BYTES,
 };
 use ambit_telemetry::metrics::{Refusal, Usage};
-use tokio::runtime::Handle;
 
 pub(crate) use self::metered::Metered;
 use self::records::Records;
@@ -93,7 +92,7 @@ impl Budgets {
                 connections: Some(Arc::clone(&connections)),
                 tunnels,
                 memory: Some(Arc::clone(&memory)),
-                turns: turns(config.handshakes.as_ref()),
+                turns: Turns::on(Arc::clone(&config.handshakes), TURNS_PER_POD),
             },
             ..config.transport.clone()
         };
@@ -112,10 +111,6 @@ impl Budgets {
 /// A share of at most half: no pod alone may take what all need.
 fn share(whole: &Arc<Bound>, limit: usize) -> Arc<Bound> {
     whole.share(limit.min((whole.limit() / 2).max(1)))
-}
-
-fn turns(runtime: Option<&Handle>) -> Turns {
-    runtime.map_or_else(Turns::default, |runtime| Turns::on(runtime.clone(), TURNS_PER_POD))
 }
 
 // === impl PodBudget ===

@@ -112,8 +112,9 @@ pub struct Config {
     pub dns: DnsOptions,
     /// Asks the control plane for what isn't known yet; nothing where everything is told unasked.
     pub on_demand: Option<Arc<OnDemand>>,
-    /// Where TLS handshakes are computed, so that many of them don't hold up traffic; nothing for where they come in.
-    pub handshakes: Option<Handle>,
+    /// Where TLS handshakes are computed, each on one of these, so that many of them don't hold up traffic; none for where
+    /// they come in.
+    pub handshakes: Arc<[Handle]>,
     /// What counts.
     pub metrics: Arc<Metrics>,
 }
@@ -183,7 +184,7 @@ struct Shared {
     budgets: budget::Budgets,
     /// Places for refused clients that are told why.
     explanations: Semaphore,
-    loads: Arc<balance::Loads>,
+    loads: Arc<ambit_mesh::loads::Loads>,
     names: outbound::Names,
 }
 
@@ -214,7 +215,7 @@ impl Default for Config {
             reuse_port: false,
             dns: DnsOptions::default(),
             on_demand: None,
-            handshakes: None,
+            handshakes: Arc::default(),
             metrics: Metrics::new("ztunnel", "unknown"),
         }
     }
@@ -249,7 +250,7 @@ impl Ztunnel {
             recorder,
             budgets,
             explanations: Semaphore::new(limits::MAX_EXPLANATIONS),
-            loads: Arc::default(),
+            loads: Arc::new(ambit_mesh::loads::Loads::new(limits::LOAD_COUNTERS)),
             names: outbound::Names::default(),
         };
         let ztunnel = Arc::new(Self { shared: Arc::new(shared), pods: Mutex::default() });

@@ -6,9 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ambit_mesh::{Store, view::ServiceKey};
+use ambit_mesh::{Store, loads::Loads, view::ServiceKey};
 
-use crate::balance::{Choice, Loads};
+use crate::{balance::Choice, limits::LOAD_COUNTERS};
 
 /// A client that chooses among a service's endpoints.
 #[derive(Clone, Copy, Debug)]
@@ -28,7 +28,7 @@ impl Choosing<'_> {
     /// there is no endpoint to choose.
     #[must_use]
     pub fn time(&self, store: &Store, rounds: u64) -> Option<Duration> {
-        let loads = Arc::new(Loads::default());
+        let loads = Arc::new(Loads::new(LOAD_COUNTERS));
         let service = ServiceKey { namespace: self.namespace.into(), hostname: self.hostname.into() };
         let view = store.load();
         let client = view.workload(self.client).map(|client| &**client);
@@ -36,7 +36,7 @@ impl Choosing<'_> {
         for seed in 0..rounds {
             let choice = Choice { seed, tried: &[], loads: &loads };
             let picked = choice.pick(&view.tiers(&service, client, Some(self.port)))?;
-            black_box(loads.add(picked.workload));
+            black_box(loads.add(picked.load_key));
         }
         Some(started.elapsed())
     }

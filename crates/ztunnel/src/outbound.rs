@@ -10,6 +10,7 @@ use std::{fmt::Display, net::SocketAddr, sync::Arc, time::Instant};
 use ambit_hbone::{headers::Baggage, socket};
 use ambit_mesh::{
     View,
+    loads::InFlight,
     view::{Service, WaypointRef, Workload},
 };
 use ambit_policy::Decision;
@@ -23,7 +24,7 @@ pub(crate) use self::names::Names;
 use self::walk::{Opened, Upstream};
 use crate::{
     account::{Account, End, Opening, Verdicted},
-    balance::{Choice, InFlight, random},
+    balance::{Choice, random},
     budget::refusal,
     explain::explain,
     inbound::UNKNOWN_POD,
@@ -66,9 +67,8 @@ struct Failure {
 
 /// Serves one captured connection.
 pub(crate) async fn accepted(pod: Arc<PodProxy>, client: TcpStream, peer: SocketAddr) {
-    let addresses = socket::original_dst(&client).and_then(|destination| Ok((destination, client.local_addr()?)));
-    let (destination, local) = match addresses {
-        Ok((destination, local)) => (destination, socket::fold_mapped(local)),
+    let destination = match socket::original_dst(&client) {
+        Ok(destination) => destination,
         Err(error) => {
             tracing::debug!(%error, "the connection was gone before it could be looked at");
             return socket::reset_on_close(&client);
@@ -76,7 +76,8 @@ pub(crate) async fn accepted(pod: Arc<PodProxy>, client: TcpStream, peer: Socket
     };
     // Captured connections come from the pod itself, or from a machine behind it. Anyone else who gets here would act in
     // the pod's name.
-    if !pod.is_own(peer.ip()) && !is_rerouted(pod.pod.in_pod.is_some(), destination, local) {
+    let is_rerouted = |local| is_rerouted(pod.pod.in_pod.is_some(), destination, socket::fold_mapped(local));
+    if !pod.is_own(peer.ip()) && !client.local_addr().is_ok_and(is_rerouted) {
         turn_away(&pod, peer, destination, metrics::Refusal::BadRequest, NOT_THE_POD);
         return socket::reset_on_close(&client);
     }

@@ -2,7 +2,7 @@
 
 use std::{
     net::SocketAddr,
-    sync::Arc,
+    sync::{Arc, LazyLock},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -40,7 +40,8 @@ pub(crate) fn deny(reason: impl Into<Arc<str>>) -> Decision {
 
 /// A connection that nothing has to be said against: how it goes on is decided at its other end.
 pub(crate) fn allow() -> Decision {
-    Decision { verdict: Verdict::Allow, ..Decision::deny("let out") }
+    static REASON: LazyLock<Arc<str>> = LazyLock::new(|| "let out".into());
+    Decision { verdict: Verdict::Allow, ..Decision::deny(Arc::clone(&REASON)) }
 }
 
 /// A refusal as those are told who were refused: who refused, by which policy and rule, and why.
@@ -64,12 +65,12 @@ pub(crate) fn told(enforcer: &Enforcer, decision: &Decision) -> String {
 
 /// `namespace/name` of a workload.
 pub(crate) fn workload_name(workload: &Workload) -> Arc<str> {
-    format!("{}/{}", workload.namespace, workload.name).into()
+    workload.full_name()
 }
 
 /// `namespace/name` of a service.
 pub(crate) fn service_name(service: &Service) -> Arc<str> {
-    format!("{}/{}", service.key.namespace, service.name).into()
+    service.full_name()
 }
 
 /// A source as the mesh knows it by its address.

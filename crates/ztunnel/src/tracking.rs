@@ -12,7 +12,7 @@ use std::{
 use ambit_hbone::copy::Moved;
 use ambit_mesh::view::WaypointRef;
 use ambit_telemetry::Recorder;
-use tokio_util::sync::CancellationToken;
+use tokio::sync::Notify;
 
 use crate::{
     account::{Account, End, Verdicted},
@@ -35,8 +35,9 @@ pub(crate) struct Entry {
     /// Bytes from the client, and from the server.
     pub(crate) moved: Moved,
     /// Why it is to be cut.
-    ending: OnceLock<Verdicted>,
-    cancel: CancellationToken,
+    ending: OnceLock<Box<Verdicted>>,
+    /// Told once `ending` is set.
+    cut: Notify,
     /// From the time when it is known what the connection is until its end.
     account: Mutex<Option<Box<Account>>>,
 }
@@ -85,7 +86,7 @@ impl Tracked {
             what,
             moved: Moved::default(),
             ending: OnceLock::new(),
-            cancel: CancellationToken::new(),
+            cut: Notify::new(),
             account: Mutex::default(),
         });
         self.entries.lock().unwrap_or_else(PoisonError::into_inner).insert(id, Arc::clone(&entry));
@@ -113,8 +114,8 @@ impl Entry {
     /// Has the connection cut, for this reason, unless it already is to be; says whether it was the first to. Who carries
     /// the connection records it.
     pub(crate) fn cut(&self, verdict: Verdicted) -> bool {
-        let first = self.ending.set(verdict).is_ok();
-        self.cancel.cancel();
+        let first = self.ending.set(Box::new(verdict)).is_ok();
+        self.cut.notify_waiters();
         first
     }
 
@@ -129,12 +130,16 @@ impl Entry {
 impl Ticket {
     /// Completes when the connection is to be cut.
     pub(crate) async fn ended(&self) {
-        self.entry.cancel.cancelled().await;
+        // INVARIANT: who waits is told from here on, so a cut is either seen here or heard of there.
+        let cut = self.entry.cut.notified();
+        if self.entry.ending.get().is_none() {
+            cut.await;
+        }
     }
 
     /// Why it is to be cut; nothing as long as it isn't.
     pub(crate) fn ending(&self) -> Option<&Verdicted> {
-        self.entry.ending.get()
+        self.entry.ending.get().map(|verdict| &**verdict)
     }
 
     /// What has moved.

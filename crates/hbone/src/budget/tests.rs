@@ -111,7 +111,7 @@ fn handshakes_are_computed_in_turn_elsewhere_and_those_that_wait_take_none() {
     static HERE: AtomicBool = AtomicBool::new(false);
     let elsewhere = Builder::new_multi_thread().worker_threads(3).thread_name("elsewhere").enable_all().build();
     let elsewhere = elsewhere.expect("a runtime");
-    let turns = Turns::on(elsewhere.handle().clone(), 1);
+    let turns = Turns::on([elsewhere.handle().clone()].into(), 1);
     let busy = || {
         let now = AT_ONCE.fetch_add(1, Ordering::SeqCst) + 1;
         MOST.fetch_max(now, Ordering::SeqCst);
@@ -140,4 +140,35 @@ fn handshakes_are_computed_in_turn_elsewhere_and_those_that_wait_take_none() {
     assert!(!HERE.load(Ordering::SeqCst), "one was computed here");
     elsewhere.shutdown_background();
     assert_eq!(here.block_on(turns.run(async {})), Err(Ended));
+}
+
+#[test]
+fn handshakes_go_to_where_there_is_less_to_do() {
+    let runtime = |name: &str| {
+        let runtime = Builder::new_multi_thread().worker_threads(1).thread_name(name).enable_all().build();
+        runtime.expect("a runtime")
+    };
+    let places = ["one", "two"].map(runtime);
+    let turns = Turns::on(places.iter().map(|place| place.handle().clone()).collect(), 8);
+    let (sender, mut names) = tokio::sync::mpsc::unbounded_channel();
+    let here = Builder::new_current_thread().enable_all().build().expect("a runtime");
+    here.block_on(async {
+        let _stays = places[0].spawn(std::future::pending::<()>());
+        for _ in 0..4 {
+            let sender = sender.clone();
+            let done = turns.run(async move {
+                sender.send(thread::current().name().map(str::to_owned)).expect("somebody listens");
+            });
+            assert_eq!(done.await, Ok(()));
+            assert_eq!(names.recv().await.expect("one"), Some("two".to_owned()), "the other has a task");
+            // A task that has told its outcome is counted for a moment longer.
+            while places[1].metrics().num_alive_tasks() > 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        // Without any place they are computed here.
+        let nowhere = Turns::on([].into(), 8);
+        let name = nowhere.run(async { thread::current().name().map(str::to_owned) });
+        assert_eq!(name.await, Ok(thread::current().name().map(str::to_owned)));
+    });
 }

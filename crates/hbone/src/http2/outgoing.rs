@@ -1,5 +1,7 @@
 //! What goes out next.
 
+use std::collections::VecDeque;
+
 use bytes::Bytes;
 
 use super::{
@@ -99,6 +101,10 @@ impl Stream {
             }
             length -= chunk.len();
             pieces.push(Piece::Data(chunk));
+        }
+        if self.queue.is_empty() {
+            // An idle stream holds no room for chunks.
+            self.queue = VecDeque::new();
         }
     }
 }

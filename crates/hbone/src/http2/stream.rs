@@ -236,7 +236,12 @@ impl Stream {
             }
             let given: usize = chunks.iter().map(Bytes::len).sum();
             stream.queued += given;
-            stream.queue.extend(chunks.drain(..).filter(|chunk| !chunk.is_empty()));
+            chunks.retain(|chunk| !chunk.is_empty());
+            if stream.queue.is_empty() {
+                std::mem::swap(&mut stream.queue, chunks);
+            } else {
+                stream.queue.append(chunks);
+            }
             state.queued += given;
             state.list(id);
             Poll::Ready(Ok(given))

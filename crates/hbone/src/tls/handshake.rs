@@ -72,7 +72,6 @@ trait Side: Sized {
 /// What one look at the handshake's state asks for.
 enum Step {
     Again,
-    Send,
     Receive,
     Done,
 }
@@ -101,16 +100,19 @@ where
         };
         match step {
             Step::Again => {}
+            // The last flight waits for the first bytes of HTTP/2.
             Step::Done if !side.is_handshaking() => break,
-            Step::Send => {
-                // The last flight waits for the first bytes of HTTP/2.
-                if side.is_handshaking() {
-                    io.write_all(&outgoing).await?;
-                    io.flush().await?;
-                    outgoing.clear();
-                }
+            Step::Receive | Step::Done => {
+                visible += match whole_record(&incoming[visible..])? {
+                    Some(length) => length,
+                    None => {
+                        // Only now, when nothing goes on without the peer: what was said in between is part of the
+                        // same flight, and a packet of its own costs both ends more than its few bytes are worth.
+                        send(io, &mut outgoing).await?;
+                        receive(io, &mut incoming, visible).await?
+                    }
+                };
             }
-            Step::Receive | Step::Done => visible += receive(io, &mut incoming, visible).await?,
         }
     }
     if visible != 0 {
@@ -133,7 +135,7 @@ fn step<D>(state: ConnectionState<'_, '_, D>, outgoing: &mut Vec<u8>) -> Result<
         }
         ConnectionState::TransmitTlsData(data) => {
             data.done();
-            Ok(Step::Send)
+            Ok(Step::Again)
         }
         ConnectionState::BlockedHandshake => Ok(Step::Receive),
         ConnectionState::WriteTraffic(_) => Ok(Step::Done),
@@ -146,19 +148,33 @@ fn io_error(error: io::Error) -> HandshakeError {
     HandshakeError::Io(error)
 }
 
-/// Makes sure that a whole record lies in `incoming` after `visible`; gives its length.
+async fn send<T>(io: &mut T, outgoing: &mut Vec<u8>) -> Result<(), HandshakeError>
+where
+    T: AsyncWrite + Unpin,
+{
+    if !outgoing.is_empty() {
+        io.write_all(outgoing).await?;
+        io.flush().await?;
+        outgoing.clear();
+    }
+    Ok(())
+}
+
+/// Length of the first record in `bytes`, if all of it is there.
+fn whole_record(bytes: &[u8]) -> Result<Option<usize>, HandshakeError> {
+    if bytes.first().is_some_and(|kind| !(20..=23).contains(kind)) || bytes.get(1).is_some_and(|major| *major != 3) {
+        return Err(HandshakeError::Protocol("something that isn't TLS"));
+    }
+    Ok(record_bytes(bytes).filter(|length| bytes.len() >= *length))
+}
+
+/// Reads until a whole record lies in `incoming` after `visible`; gives its length.
 async fn receive<T>(io: &mut T, incoming: &mut BytesMut, visible: usize) -> Result<usize, HandshakeError>
 where
     T: AsyncRead + Unpin,
 {
     loop {
-        let rest = &incoming[visible..];
-        if rest.first().is_some_and(|kind| !(20..=23).contains(kind)) || rest.get(1).is_some_and(|major| *major != 3) {
-            return Err(HandshakeError::Protocol("something that isn't TLS"));
-        }
-        if let Some(length) = record_bytes(rest)
-            && rest.len() >= length
-        {
+        if let Some(length) = whole_record(&incoming[visible..])? {
             return Ok(length);
         }
         if incoming.len() >= MAX_HANDSHAKE_BYTES {

@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     model::{Balancing, Mode, Scope, Service, Workload},
-    ranking::{ANY_PORT, Bucket, Member, Move, Node, work},
+    ranking::{ANY_PORT, Bucket, Entry, Member, Move, Node, work},
 };
 
 /// Preferences that one service may have: each scope once.
@@ -53,6 +53,13 @@ pub struct Tiers<'v> {
 pub struct Tier<'v> {
     endpoints: &'v Endpoints,
     bucket: &'v Bucket,
+}
+
+/// An endpoint that was drawn. Of the endpoint itself nothing has been looked at: with many of them that is what costs.
+#[derive(Clone, Copy, Debug)]
+pub struct Drawn<'v> {
+    endpoints: &'v Endpoints,
+    entry: Entry,
 }
 
 // === impl Endpoints ===
@@ -241,13 +248,35 @@ impl<'v> Tier<'v> {
 
     /// One of them, each as likely as its capacity says.
     #[must_use]
-    pub fn draw(&self, random: u64) -> Option<&'v Arc<Workload>> {
-        self.endpoints.get(self.bucket.draw(random)?)
+    pub fn draw(&self, random: u64) -> Option<Drawn<'v>> {
+        Some(Drawn { endpoints: self.endpoints, entry: self.bucket.draw(random)? })
     }
 
     /// All of them, from a random one on.
-    pub fn shuffled(&self, random: u64) -> impl Iterator<Item = &'v Arc<Workload>> {
+    pub fn shuffled(&self, random: u64) -> impl Iterator<Item = Drawn<'v>> {
         let endpoints = self.endpoints;
-        self.bucket.slots_from(random).filter_map(|slot| endpoints.get(slot))
+        self.bucket.all_from(random).map(|entry| Drawn { endpoints, entry })
+    }
+}
+
+// === impl Drawn ===
+
+impl<'v> Drawn<'v> {
+    /// The endpoint. There is one for everything that is drawn.
+    #[must_use]
+    pub fn workload(&self) -> Option<&'v Arc<Workload>> {
+        self.endpoints.get(self.entry.slot)
+    }
+
+    /// Its [`Workload::capacity`].
+    #[must_use]
+    pub fn capacity(&self) -> u32 {
+        self.entry.weight
+    }
+
+    /// Its [`Workload::load_key`].
+    #[must_use]
+    pub fn load_key(&self) -> u32 {
+        self.entry.load_key
     }
 }

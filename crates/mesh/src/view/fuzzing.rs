@@ -142,9 +142,11 @@ fn facts(workload: &Workload) -> impl PartialEq + std::fmt::Debug {
 fn tiers(view: &View, key: &ServiceKey, client: Option<&Arc<Workload>>, port: Option<u16>) -> Vec<BTreeSet<Arc<str>>> {
     let tiers = view.tiers(key, client.map(|client| &**client), port);
     let tiers = tiers.iter().map(|tier| {
-        let all: Vec<_> = tier.shuffled(7).map(|workload| Arc::clone(&workload.uid)).collect();
+        let all: Vec<_> = tier.shuffled(7).filter_map(|drawn| Some(Arc::clone(&drawn.workload()?.uid))).collect();
         let drawn = tier.draw(7).expect("there is one");
-        assert!(all.len() == tier.len() && all.contains(&drawn.uid), "one of the tier");
+        let workload = drawn.workload().expect("an endpoint");
+        assert_eq!((drawn.capacity(), drawn.load_key()), (workload.capacity, workload.load_key));
+        assert!(all.len() == tier.len() && all.contains(&workload.uid), "one of the tier");
         all.into_iter().collect()
     });
     tiers.collect()

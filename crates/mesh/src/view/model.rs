@@ -1,6 +1,11 @@
 //! Workloads and services as proxies see them.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    hash::{BuildHasher, RandomState},
+    net::IpAddr,
+    sync::{Arc, LazyLock, OnceLock},
+};
 
 use ambit_api::SpiffeId;
 use ambit_policy::Compiled;
@@ -34,6 +39,8 @@ pub struct NetworkAddress {
 pub struct Workload {
     /// Primary key, `<cluster>//Pod/<ns>/<name>` for a pod.
     pub uid: Arc<str>,
+    /// Stands for the uid where load is counted: its hash, worked out once, with a key that nobody outside knows.
+    pub load_key: u32,
     /// Pod name.
     pub name: Arc<str>,
     /// Pod namespace.
@@ -80,6 +87,8 @@ pub struct Workload {
     ///
     /// Workloads with the same policies share it: it changes identity only when what it says may have changed.
     pub policies: Arc<Compiled>,
+    /// See [`Self::full_name`].
+    pub(super) full_name: OnceLock<Arc<str>>,
 }
 
 /// Where a workload runs. What isn't known is empty.
@@ -159,6 +168,8 @@ pub struct Service {
     pub private: bool,
     /// Why its configuration couldn't be read; nobody connects to it then.
     pub rejected: Option<Arc<str>>,
+    /// See [`Self::full_name`].
+    pub(super) full_name: OnceLock<Arc<str>>,
 }
 
 /// A port of a service.
@@ -217,6 +228,19 @@ pub enum Gateway {
 // === impl Workload ===
 
 impl Workload {
+    /// The [load key](Self::load_key) of a uid.
+    pub(super) fn load_key_of(uid: &str) -> u32 {
+        static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+        // The low half is as random as the whole.
+        HASHER.hash_one(uid) as u32
+    }
+
+    /// `namespace/name`, one text for all connections that say it.
+    #[must_use]
+    pub fn full_name(&self) -> Arc<str> {
+        Arc::clone(self.full_name.get_or_init(|| format!("{}/{}", self.namespace, self.name).into()))
+    }
+
     /// What the workload is, in one scope.
     #[must_use]
     pub fn scope(&self, scope: Scope) -> &Arc<str> {
@@ -259,6 +283,12 @@ impl Workload {
 // === impl Service ===
 
 impl Service {
+    /// `namespace/name`, one text for all connections that say it.
+    #[must_use]
+    pub fn full_name(&self) -> Arc<str> {
+        Arc::clone(self.full_name.get_or_init(|| format!("{}/{}", self.key.namespace, self.name).into()))
+    }
+
     /// The waypoint for one connection: drawn by weight, else the one that is named alone. The same `random` draws
     /// the same waypoint.
     #[must_use]

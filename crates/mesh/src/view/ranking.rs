@@ -21,10 +21,18 @@ pub(super) struct Node {
 /// Endpoints with one port, by weight.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Bucket {
-    /// Slot and weight. No weight is 0.
-    members: Vec<(u32, u32)>,
+    members: Vec<Entry>,
     /// Sums of the weights up to and with each member; empty if all weights are the same.
     sums: Vec<u64>,
+}
+
+/// What choosing between two endpoints takes, so that only the chosen one has to be looked at.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Entry {
+    pub(super) slot: u32,
+    /// Not 0.
+    pub(super) weight: u32,
+    pub(super) load_key: u32,
 }
 
 /// What the tree has to know of an endpoint.
@@ -33,6 +41,7 @@ pub(super) struct Member {
     path: Vec<Arc<str>>,
     ports: Vec<u16>,
     weight: u32,
+    load_key: u32,
 }
 
 /// An endpoint that enters or leaves the tree.
@@ -66,6 +75,7 @@ impl Member {
             path: service.balancing.preferences.iter().map(|scope| Arc::clone(workload.scope(*scope))).collect(),
             ports: std::iter::once(ANY_PORT).chain(served).collect(),
             weight: workload.capacity,
+            load_key: workload.load_key,
         })
     }
 
@@ -140,15 +150,18 @@ impl Bucket {
         let mut leaving: Vec<u32> = changes.iter().filter(|change| !change.enters).map(|change| change.slot).collect();
         leaving.sort_unstable();
         work::visit(self.members.len());
-        self.members.retain(|(slot, _)| leaving.binary_search(slot).is_err());
+        self.members.retain(|entry| leaving.binary_search(&entry.slot).is_err());
         let entering = changes.iter().filter(|change| change.enters);
-        self.members.extend(entering.map(|change| (change.slot, change.member.weight)));
+        self.members.extend(entering.map(|change| {
+            let Member { weight, load_key, .. } = change.member;
+            Entry { slot: change.slot, weight, load_key }
+        }));
         self.sums.clear();
-        let first = self.members.first().map(|(_, weight)| *weight);
-        if self.members.iter().any(|(_, weight)| Some(*weight) != first) {
+        let first = self.members.first().map(|entry| entry.weight);
+        if self.members.iter().any(|entry| Some(entry.weight) != first) {
             let mut sum = 0;
-            self.sums.extend(self.members.iter().map(|(_, weight)| {
-                sum += u64::from(*weight);
+            self.sums.extend(self.members.iter().map(|entry| {
+                sum += u64::from(entry.weight);
                 sum
             }));
         }
@@ -159,7 +172,7 @@ impl Bucket {
     }
 
     /// A member, each as likely as its weight says. There is one: empty buckets aren't kept.
-    pub(super) fn draw(&self, random: u64) -> Option<u32> {
+    pub(super) fn draw(&self, random: u64) -> Option<Entry> {
         let position = match self.sums.last() {
             None => below(random, self.members.len() as u64),
             Some(total) => {
@@ -171,14 +184,14 @@ impl Bucket {
             }
         };
         work::visit(1);
-        self.members.get(usize::try_from(position).ok()?).map(|(slot, _)| *slot)
+        self.members.get(usize::try_from(position).ok()?).copied()
     }
 
     /// All members, from a random one on.
-    pub(super) fn slots_from(&self, random: u64) -> impl Iterator<Item = u32> {
+    pub(super) fn all_from(&self, random: u64) -> impl Iterator<Item = Entry> {
         let start = usize::try_from(below(random, self.members.len() as u64)).unwrap_or_default();
         let (before, after) = self.members.split_at(start);
-        after.iter().chain(before).map(|(slot, _)| *slot)
+        after.iter().chain(before).copied()
     }
 }
 

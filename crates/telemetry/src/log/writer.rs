@@ -5,7 +5,7 @@ use std::{
     sync::{
         Arc, Condvar, Mutex, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
-        mpsc::{Receiver, SyncSender, TryRecvError, sync_channel},
+        mpsc::{Receiver, Sender, TryRecvError, channel},
     },
     thread,
     time::Duration,
@@ -18,7 +18,8 @@ use crate::limits::{MAX_QUEUED_LINE_BYTES, MAX_QUEUED_LINES, MAX_WRITE_BYTES};
 /// Takes lines for a thread of its own to write. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct LogWriter {
-    lines: SyncSender<Vec<u8>>,
+    /// INVARIANT: bounded by `queued_lines`. A channel with a bound of its own would have room for all of it from the start.
+    lines: Sender<Vec<u8>>,
     shared: Arc<Shared>,
 }
 
@@ -31,6 +32,8 @@ pub struct Draft<'w> {
 
 #[derive(Debug)]
 struct Shared {
+    queued_lines: AtomicUsize,
+    max_lines: usize,
     queued_bytes: AtomicUsize,
     accepted: AtomicU64,
     /// Lines that the thread is done with, well or not.
@@ -52,8 +55,10 @@ impl LogWriter {
     }
 
     fn with_queue(output: impl Write + Send + 'static, dropped: Arc<AtomicU64>, queue: usize) -> io::Result<Self> {
-        let (lines, queued) = sync_channel(queue);
+        let (lines, queued) = channel();
         let shared = Arc::new(Shared {
+            queued_lines: AtomicUsize::new(0),
+            max_lines: queue,
             queued_bytes: AtomicUsize::new(0),
             accepted: AtomicU64::new(0),
             done: Mutex::new(0),
@@ -68,12 +73,15 @@ impl LogWriter {
     /// Hands over a line, which ends with a newline. False if it was dropped.
     pub fn line(&self, line: Vec<u8>) -> bool {
         let length = line.len();
+        let has_place = self.shared.queued_lines.fetch_add(1, Ordering::Relaxed) < self.shared.max_lines;
         let queued = self.shared.queued_bytes.fetch_add(length, Ordering::Relaxed);
+        let has_place = has_place && queued.saturating_add(length) <= MAX_QUEUED_LINE_BYTES;
         // Counted before it is sent, so that a flush that follows waits for it.
         self.shared.accepted.fetch_add(1, Ordering::AcqRel);
-        if queued.saturating_add(length) <= MAX_QUEUED_LINE_BYTES && self.lines.try_send(line).is_ok() {
+        if has_place && self.lines.send(line).is_ok() {
             return true;
         }
+        self.shared.queued_lines.fetch_sub(1, Ordering::Relaxed);
         self.shared.queued_bytes.fetch_sub(length, Ordering::Relaxed);
         self.shared.dropped.fetch_add(1, Ordering::Relaxed);
         self.shared.finished(1);
@@ -148,13 +156,14 @@ fn run(queued: &Receiver<Vec<u8>>, shared: &Shared, mut output: impl Write) {
                 }
             }
         }
+        shared.queued_lines.fetch_sub(lines, Ordering::Relaxed);
         shared.queued_bytes.fetch_sub(batch.len(), Ordering::Relaxed);
         if output.write_all(&batch).and_then(|()| output.flush()).is_err() {
-            shared.dropped.fetch_add(lines, Ordering::Relaxed);
+            shared.dropped.fetch_add(lines as u64, Ordering::Relaxed);
         } else if !is_behind {
             said = say_dropped(shared, said, &mut output);
         }
-        shared.finished(lines);
+        shared.finished(lines as u64);
     }
 }
 
@@ -175,8 +184,6 @@ fn say_dropped(shared: &Shared, said: u64, output: &mut impl Write) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc::{Sender, channel};
-
     use super::*;
 
     /// An output that waits for a token before each write.

@@ -9,7 +9,10 @@ use ambit_hbone::{
     socket::{self, ConnectOptions},
 };
 use ambit_identity::CertificateError;
-use ambit_mesh::view::{Service, Workload};
+use ambit_mesh::{
+    loads::InFlight,
+    view::{Service, Workload},
+};
 use ambit_telemetry::{Enforcer, metrics::Flag};
 use http::{HeaderMap, StatusCode};
 use tokio::{
@@ -20,7 +23,7 @@ use tokio::{
 use super::{Call, Failure};
 use crate::{
     baggage,
-    balance::{InFlight, random},
+    balance::random,
     budget::refusal,
     limits::{ATTEMPT_TIMEOUT, CONNECT_TIMEOUT, MAX_ATTEMPTS, OPEN_TIMEOUT},
     record::{deny, told, workload_name},
@@ -81,7 +84,7 @@ impl Call<'_> {
         loop {
             let last = !mesh.others || tried.len() + 1 >= MAX_ATTEMPTS;
             let left = deadline.saturating_duration_since(Instant::now());
-            let in_flight = self.pod.shared.loads.add(&mesh.workload);
+            let in_flight = self.pod.shared.loads.add(mesh.workload.load_key);
             let budget = if last { left } else { left.min(ATTEMPT_TIMEOUT) };
             let outcome = timeout(budget, self.attempt(&mesh)).await.unwrap_or(Err(TryError::Timeout));
             let error = match outcome {

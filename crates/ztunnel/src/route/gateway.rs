@@ -106,7 +106,7 @@ impl Query<'_> {
 
     fn endpoint(&self, key: &ServiceKey, port: Option<u16>) -> Option<Reached<'_>> {
         let service = self.view.service(key).filter(|service| service.rejected.is_none())?;
-        let Picked { workload, others } = self.choice.pick(&self.view.tiers(key, self.source.workload, port))?;
+        let Picked { workload, others, .. } = self.choice.pick(&self.view.tiers(key, self.source.workload, port))?;
         Some(Reached { workload, service: Some(service), others })
     }
 }

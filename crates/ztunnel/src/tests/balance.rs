@@ -7,11 +7,15 @@ use std::{
     time::Instant,
 };
 
-use ambit_mesh::{Store, view::ServiceKey};
+use ambit_mesh::{
+    Store,
+    loads::{InFlight, Loads},
+    view::ServiceKey,
+};
 use ambit_xds::workload::{LoadBalancing, UInt32Value, Workload, load_balancing::Scope};
 
 use super::fixture::{endpoint, pod, push, service, store};
-use crate::balance::{Choice, InFlight, Loads};
+use crate::{balance::Choice, limits::LOAD_COUNTERS};
 
 fn key() -> ServiceKey {
     ServiceKey { namespace: "ns".into(), hostname: "app.ns.svc.cluster.local".into() }
@@ -40,12 +44,12 @@ fn pick(store: &Store, seed: u64, tried: &[Arc<str>], loads: &Loads) -> Option<(
 fn every_endpoint_gets_its_share() {
     let store = store();
     endpoints(&store, &[("one", 1, ""), ("two", 2, ""), ("none", 0, "")]);
-    let loads = Arc::new(Loads::default());
+    let loads = Arc::new(Loads::new(LOAD_COUNTERS));
     let view = store.load();
     let mut busy: BTreeMap<String, Vec<InFlight>> = BTreeMap::new();
     for seed in 0..3000 {
         let (name, uid, _) = pick(&store, seed, &[], &loads).expect("an endpoint");
-        busy.entry(name).or_default().push(loads.add(view.workload(&uid).expect("known")));
+        busy.entry(name).or_default().push(loads.add(view.workload(&uid).expect("known").load_key));
     }
     let held = |name: &str| busy.get(name).map_or(0, Vec::len);
     assert!((950..1050).contains(&held("one")), "{}", held("one"));
@@ -56,12 +60,12 @@ fn every_endpoint_gets_its_share() {
 fn the_less_busy_of_two_is_taken_and_counts_end_with_the_connection() {
     let store = store();
     endpoints(&store, &[("idle", 1, ""), ("busy", 1, "")]);
-    let loads = Arc::new(Loads::default());
+    let loads = Arc::new(Loads::new(LOAD_COUNTERS));
     let view = store.load();
     let busy = view.workload("Kubernetes//Pod/ns/busy").expect("known");
     let share =
         |loads: &Arc<Loads>| (0..1000).filter(|seed| pick(&store, *seed, &[], loads).expect("one").0 == "busy").count();
-    let held: Vec<InFlight> = (0..50).map(|_| loads.add(busy)).collect();
+    let held: Vec<InFlight> = (0..50).map(|_| loads.add(busy.load_key)).collect();
     assert!((200..300).contains(&share(&loads)), "drawn twice in a quarter of cases: {}", share(&loads));
     drop(held);
     assert!((400..600).contains(&share(&loads)), "{}", share(&loads));
@@ -75,7 +79,7 @@ fn all_are_tried_once_the_nearest_first_and_then_none() {
     let mut failover = service("app", &["10.96.0.2"], 80, None);
     failover.load_balancing = Some(load_balancing);
     push(&store, &[&Workload { node: "n".into(), ..pod("me", "10.245.0.9") }], &[&failover]);
-    let loads = Loads::default();
+    let loads = Loads::new(LOAD_COUNTERS);
     let view = store.load();
     let me = view.workload("Kubernetes//Pod/ns/me").map(|me| &**me);
     for seed in 0..50 {
@@ -96,7 +100,7 @@ fn all_are_tried_once_the_nearest_first_and_then_none() {
 fn a_service_without_endpoints_has_none() {
     let store = store();
     push(&store, &[], &[&service("app", &["10.96.0.2"], 80, None)]);
-    assert!(pick(&store, 1, &[], &Loads::default()).is_none());
+    assert!(pick(&store, 1, &[], &Loads::new(LOAD_COUNTERS)).is_none());
 }
 
 /// Prints what one choice costs. `cargo test -p ambit-ztunnel --release -- --ignored --nocapture measured`
@@ -109,14 +113,14 @@ fn measured() {
             (0..count).map(|number| (format!("e{number}"), format!("n{}", number % 100))).collect();
         let list: Vec<_> = names.iter().map(|(name, node)| (name.as_str(), 1, node.as_str())).collect();
         endpoints(&store, &list);
-        let loads = Arc::new(Loads::default());
+        let loads = Arc::new(Loads::new(LOAD_COUNTERS));
         let view = store.load();
         let me = view.workload("Kubernetes//Pod/ns/e1").map(|me| &**me);
         let rounds = 200_000;
         let started = Instant::now();
         for seed in 0..rounds {
             let choice = Choice { seed, tried: &[], loads: &loads };
-            black_box(choice.pick(&view.tiers(&key(), me, Some(80))).map(|picked| loads.add(picked.workload)));
+            black_box(choice.pick(&view.tiers(&key(), me, Some(80))).map(|picked| loads.add(picked.workload.load_key)));
         }
         let choice = started.elapsed().as_nanos() as f64 / rounds as f64;
         let changes = 200;

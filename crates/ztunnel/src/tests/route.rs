@@ -5,7 +5,7 @@ mod waypoints;
 
 use std::{net::SocketAddr, sync::Arc};
 
-use ambit_mesh::Store;
+use ambit_mesh::{Store, loads::Loads};
 use ambit_xds::workload::{
     self as wire, GatewayAddress, LoadBalancing, NamespacedHostname, NetworkAddress, Service, Workload, WorkloadStatus,
     gateway_address::Destination,
@@ -14,7 +14,8 @@ use ambit_xds::workload::{
 
 use super::fixture::{at, endpoint, id, ip, octets, pod, push, remove, service, store};
 use crate::{
-    balance::{Choice, Loads},
+    balance::Choice,
+    limits::LOAD_COUNTERS,
     route::{Authority, Mesh, Query, Ranges, Route, Source, Target, Tunnel, Way, route},
 };
 
@@ -43,7 +44,7 @@ impl Asking<'_> {
         };
         let range = |text: &str| text.parse().expect("a range");
         let ranges = Ranges { pods: range("10.244.0.0/16"), services: range("10.96.0.0/16") };
-        let choice = Choice { seed: self.seed, tried: self.tried, loads: &Loads::default() };
+        let choice = Choice { seed: self.seed, tried: self.tried, loads: &Loads::new(LOAD_COUNTERS) };
         let query = Query { view: &view, source, ranges: self.ranges.then_some(ranges), choice };
         route(&query, at(destination))
     }

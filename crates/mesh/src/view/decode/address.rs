@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     net::IpAddr,
-    sync::{Arc, LazyLock},
+    sync::{Arc, LazyLock, OnceLock},
 };
 
 use ambit_api::SpiffeId;
@@ -129,7 +129,9 @@ fn workload(names: &mut Names, message: wire::Workload) -> Result<WorkloadFacts,
         network_gateway: gateway(names, "network gateway", message.network_gateway.as_ref())?,
         application_tunnel: message.application_tunnel.as_ref().map(application_tunnel).transpose()?,
         rejected: None,
+        full_name: OnceLock::new(),
         policies: Arc::clone(&NO_POLICIES_YET),
+        load_key: Workload::load_key_of(&message.uid),
         uid: message.uid.into(),
         name: message.name.into(),
         namespace: names.get(&message.namespace),
@@ -164,6 +166,7 @@ fn service(names: &mut Names, network: &str, message: wire::Service) -> Result<S
         // Who may look a name up isn't a matter of security, and Istio reads what it doesn't know as public.
         private: message.visibility == Visibility::Namespace as i32,
         rejected: None,
+        full_name: OnceLock::new(),
     };
     for entry in &message.addresses {
         let ip = ip(&entry.address)?;

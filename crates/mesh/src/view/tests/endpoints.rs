@@ -46,7 +46,8 @@ fn balanced(mode: Mode, preferences: &[Scope]) -> wire::Service {
 fn tiers(view: &View, client: Option<&str>, port: Option<u16>) -> Vec<BTreeSet<String>> {
     let client = client.map(|uid| &**view.workload(uid).expect("the client"));
     let tiers = view.tiers(&key("s"), client, port);
-    let uids = |tier: crate::view::Tier<'_>| tier.shuffled(3).map(|workload| workload.uid.to_string()).collect();
+    let uid = |drawn: crate::view::Drawn<'_>| drawn.workload().expect("an endpoint").uid.to_string();
+    let uids = |tier: crate::view::Tier<'_>| tier.shuffled(3).map(uid).collect();
     let all: Vec<BTreeSet<String>> = tiers.iter().map(uids).collect();
     assert!(tiers.iter().zip(&all).all(|(tier, uids)| tier.len() == uids.len() && !uids.is_empty()));
     assert_eq!(tiers.is_empty(), all.is_empty());
@@ -231,7 +232,10 @@ fn capacity_is_the_share_of_connections() {
     let view = store.load();
     let tiers = view.tiers(&key("s"), None, Some(80));
     let tier = tiers.iter().next().expect("a tier");
-    let drawn = |number: u64| tier.draw(number * (u64::MAX / 1000)).expect("one").uid.to_string();
+    let drawn = |number: u64| {
+        let drawn = tier.draw(number * (u64::MAX / 1000)).and_then(|drawn| drawn.workload());
+        drawn.expect("one").uid.to_string()
+    };
     let three = (0..1000).map(drawn).filter(|uid| uid == "three").count();
     assert!((749..=751).contains(&three), "{three} of 1000 for three quarters");
 }
@@ -285,7 +289,8 @@ fn choosing_costs_the_same_with_10_endpoints_and_with_10_000() {
         work::take();
         let tiers = view.tiers(&key("s"), Some(client), Some(80));
         let drawn = tiers.iter().next().and_then(|tier| tier.draw(random)).expect("an endpoint");
-        assert!(!drawn.uid.is_empty());
+        let workload = drawn.workload().expect("an endpoint");
+        assert_eq!((drawn.capacity(), drawn.load_key()), (workload.capacity, workload.load_key));
         work::take()
     };
     let (few, many) = (large(100, 1), large(10_000, 1));
