@@ -6,6 +6,7 @@
 
 mod mesh;
 mod place;
+pub mod python;
 
 pub use mesh::{Mesh, Output, finish};
 pub use place::{Place, each_user};

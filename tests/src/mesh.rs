@@ -114,11 +114,14 @@ impl<'a> Mesh<'a> {
 
     /// Sends `ambit client` in a pod some requests and returns the parsed answers.
     pub fn ask(&self, run: &[&str], address: &str, requests: &[(&str, &str)]) -> Vec<serde_json::Value> {
-        let mut input = String::new();
-        for (method, path) in requests {
-            input.push_str(&serde_json::json!({"method": method, "path": path}).to_string());
-            input.push('\n');
-        }
+        let requests: Vec<_> =
+            requests.iter().map(|(method, path)| serde_json::json!({"method": method, "path": path})).collect();
+        self.ask_all(run, address, &requests)
+    }
+
+    /// The same for requests as `ambit client` reads them, which may have headers and a body.
+    pub fn ask_all(&self, run: &[&str], address: &str, requests: &[serde_json::Value]) -> Vec<serde_json::Value> {
+        let input: String = requests.iter().map(|request| format!("{request}\n")).collect();
         let binary = self.place.path("ambit");
         let mut command = self.place.ambit();
         command.arg("run").args(run).arg("--").arg(&binary).args(["client", address]);

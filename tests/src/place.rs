@@ -49,7 +49,9 @@ impl Place {
         let binary = folder.path().join("ambit");
         fs::copy(built_binary(), &binary).expect("the binary can be copied");
         fs::set_permissions(&binary, fs::Permissions::from_mode(0o755)).expect("and made executable");
-        copy_folder(&workspace().join("examples/mlflow"), &folder.path().join("mlflow"));
+        for example in ["mlflow", "mlflow-oauth2"] {
+            copy_folder(&workspace().join("examples").join(example), &folder.path().join(example));
+        }
         fs::create_dir(folder.path().join("home")).expect("a home folder");
         if let Some(uid) = uid {
             own(folder.path(), uid);
@@ -132,7 +134,8 @@ fn copy_folder(from: &Path, to: &Path) {
     }
 }
 
-fn workspace() -> PathBuf {
+/// The root of the workspace.
+pub(crate) fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the package lies in the workspace").to_owned()
 }
 

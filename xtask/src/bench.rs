@@ -1,5 +1,5 @@
-//! Figures of the policy engine and of the node proxy. The packages `ambit-bench` and `ambit-bench-ztunnel` measure; this
-//! only builds and runs them.
+//! Figures of the policy engine, of the node proxy and of the waypoint. The packages `ambit-bench`, `ambit-bench-ztunnel` and
+//! `ambit-bench-waypoint` measure; this only builds and runs them.
 
 use std::{path::PathBuf, process::Command};
 
@@ -36,6 +36,34 @@ pub fn ztunnel(arguments: &[&str]) -> Result<(), String> {
             .arg(ambit)
             .args(arguments),
     )
+}
+
+/// Measures the waypoint, in turn with a real Envoy where `--against envoy` asks for it. Where none can be had, it says so
+/// loudly and fails.
+///
+/// # Errors
+/// When building or running fails, or there is no Envoy. A figure past its bar is printed as such and is no error: times are
+/// noisy.
+pub fn waypoint(arguments: &[&str]) -> Result<(), String> {
+    let place = arguments.iter().position(|argument| *argument == "--against");
+    let (mut arguments, envoy) = (arguments.to_vec(), place.map(|place| arguments.get(place + 1).copied()));
+    let envoy = match (place, envoy) {
+        (Some(place), Some(Some("envoy"))) => {
+            arguments.drain(place..place + 2);
+            let envoy = crate::conformance::prepare();
+            Some(envoy.map_err(|lack| format!("comparing with Envoy needs {lack}"))?)
+        }
+        (None, _) => None,
+        _ => return Err("`--against` takes `envoy`".to_owned()),
+    };
+    crate::cargo(&["build", "--release", "--locked", "--package", "ambit-bench-waypoint"])?;
+    let out = crate::root().join("target/bench");
+    let mut command = Command::new(built("release", "ambit-bench-waypoint")?);
+    command.arg(out).arg("rounds").args(arguments);
+    if let Some(envoy) = envoy {
+        command.arg("--against").arg(envoy);
+    }
+    crate::run(&mut command)
 }
 
 /// Prints what bytes, exchanges and handshakes cost on this processor at least.

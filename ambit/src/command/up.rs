@@ -18,6 +18,10 @@ pub struct Args {
     /// Write one JSON line per request or refused connection to FILE, or to standard output if `-`
     #[arg(long, value_name = "FILE|-")]
     access_log: Option<AccessLog>,
+    /// Let every program on this machine ask each waypoint for metrics, configuration and decisions, on a loopback port
+    /// that is printed
+    #[arg(long)]
+    waypoint_admin: bool,
 }
 
 /// Runs the mesh until Ctrl-C or SIGTERM.
@@ -26,8 +30,12 @@ pub fn run(args: Args) -> Result<ExitCode, Failure> {
     match launch()? {
         Role::Host(host) => Ok(host.run()),
         Role::Node(node) => {
-            let options =
-                Options { mesh: args.mesh.name().to_owned(), paths: args.filename, access_log: args.access_log };
+            let options = Options {
+                mesh: args.mesh.name().to_owned(),
+                paths: args.filename,
+                access_log: args.access_log,
+                waypoint_admin: args.waypoint_admin,
+            };
             local::run(options, node)
         }
     }

@@ -3,6 +3,7 @@
 mod containers;
 pub mod files;
 mod folders;
+mod key_servers;
 mod pods;
 mod records;
 mod sessions;
@@ -34,6 +35,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub use records::AccessLog;
 
 use crate::command::Failure;
+use key_servers::KeyServers;
 use pods::{PodState, Pods, Surroundings};
 use sessions::Sessions;
 
@@ -63,6 +65,8 @@ pub struct Options {
     pub paths: Vec<PathBuf>,
     /// Where decision records go, besides the lines for people.
     pub access_log: Option<AccessLog>,
+    /// Waypoints are open to operators on loopback ports of the host.
+    pub waypoint_admin: bool,
 }
 
 /// Runs the mesh in the node process until it is told to stop.
@@ -161,8 +165,11 @@ impl Mesh {
         let (xds, pushes) = ambit_xds::channel::channel();
         tokio::spawn(Arc::clone(&store).run(pushes));
 
-        let cluster = control_plane::start(control_plane::Config::new(options.paths.clone()), loaded, xds)
-            .map_err(|error| refused(&error.diagnostics))?;
+        let host: Arc<dyn ambit_hbone::Network> = Arc::clone(&process.host) as _;
+        let key_servers = Arc::new(KeyServers::new(Arc::clone(&host), resolvers()));
+        let config = control_plane::Config::new(options.paths.clone());
+        let cluster =
+            control_plane::start_with(config, loaded, xds, key_servers).map_err(|error| refused(&error.diagnostics))?;
         show(&cluster.diagnostics);
 
         let node = Node::new(process.owner).map_err(|error| failure(&error))?;
@@ -181,7 +188,7 @@ impl Mesh {
             limits: files::fit(ambit_ztunnel::Limits::default()),
             ..ambit_ztunnel::Config::default()
         };
-        let host: Arc<dyn ambit_hbone::Network> = Arc::clone(&process.host) as _;
+        let waypoint_admin = options.waypoint_admin.then(|| Arc::clone(&host));
         let ztunnel = Ztunnel::new(config, Arc::clone(&store), Arc::clone(&certificates), host, recorder.clone());
         let pods = Arc::new(Pods::new(Surroundings {
             node: node.clone(),
@@ -192,6 +199,7 @@ impl Mesh {
             recorder,
             control_plane: cluster.handle.clone(),
             lines,
+            waypoint_admin,
             // All meshes of this user, not only this one.
             hidden: vec![state.parent().map_or_else(|| state.clone(), Path::to_owned), socket_folder()],
         }));

@@ -10,11 +10,15 @@ use std::{
 };
 
 use ambit_control_plane::local::{Handle, PodCommand, PodKind, PodPlan};
+use ambit_hbone::{
+    Network,
+    socket::{self, ListenOptions},
+};
 use ambit_identity::CertificateStore;
 use ambit_mesh::Store;
 use ambit_node::{Capture, Node, PodDns, PodNamespaces, PodNetworkSpec, Reaper, Supervisor, supervise::ContainerLine};
 use ambit_telemetry::Recorder;
-use ambit_waypoint::Waypoint;
+use ambit_waypoint::{Exposure, Waypoint};
 use ambit_ztunnel::Ztunnel;
 use tokio::{
     sync::{mpsc, watch},
@@ -53,6 +57,8 @@ pub struct Surroundings {
     pub control_plane: Handle,
     /// Where containers' output goes.
     pub lines: mpsc::Sender<ContainerLine>,
+    /// The host's network, if waypoints are open to operators there.
+    pub waypoint_admin: Option<Arc<dyn Network>>,
     /// Folders that pods must not see: the mesh's keys and control socket belong to the same user.
     pub hidden: Vec<PathBuf>,
 }
@@ -237,7 +243,16 @@ fn start(
             Arc::clone(&surroundings.certificates),
             surroundings.recorder.clone(),
         );
-        return waypoint.map(Inside::Waypoint).map_err(|error| format!("its waypoint can't listen: {error}"));
+        let waypoint = waypoint.map_err(|error| format!("its waypoint can't listen: {error}"))?;
+        if let Some(host) = &surroundings.waypoint_admin {
+            let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+            let bound = socket::listen(&**host, address, &ListenOptions::default())
+                .and_then(|listener| Ok((listener.local_addr()?, listener)));
+            let (address, listener) = bound.map_err(|error| format!("its operators' port can't listen: {error}"))?;
+            waypoint.serve_operators(vec![listener], Exposure::Loopback, None);
+            print_line(&format!("waypoint {}/{gateway}: operators at http://{address}", plan.namespace));
+        }
+        return Ok(Inside::Waypoint(waypoint));
     }
     let pod = ambit_ztunnel::Pod {
         uid: Arc::clone(&plan.uid),

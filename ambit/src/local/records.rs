@@ -64,6 +64,8 @@ impl Writer {
             tokio::select! {
                 record = records.next() => match record {
                     Some(record) => {
+                        // Those who are at work now will have more: one write for all of them.
+                        tokio::task::yield_now().await;
                         self.write(&record);
                         for _ in 1..MAX_BATCH {
                             match records.try_next() {

@@ -1,5 +1,6 @@
 //! Every diagnostic code of this crate: stable, never reused. AMB01xx reading files, AMB02xx any object, AMB03xx
-//! AuthorizationPolicy and PeerAuthentication, AMB04xx Gateway, AMB05xx Service, Pod and Deployment, AMB06xx MeshConfig.
+//! AuthorizationPolicy, PeerAuthentication and RequestAuthentication, AMB04xx Gateway, AMB05xx Service, Pod and
+//! Deployment, AMB06xx MeshConfig, AMB07xx routes.
 //! AMB1xxx and up belong to other crates.
 
 /// A diagnostic's stable code, for example `AMB0101`.
@@ -117,6 +118,12 @@ codes! {
     PORTS_WITHOUT_SELECTOR = "AMB0332";
     /// A PeerAuthentication with a list of ports that is empty.
     EMPTY_PORTS = "AMB0333";
+    /// A JWT rule that can't work as it is written.
+    BAD_JWT_RULE = "AMB0340";
+    /// A key set that can't be used, or only in part.
+    BAD_JWKS = "AMB0341";
+    /// A key set that holds a private or symmetric key.
+    PRIVATE_KEY = "AMB0342";
 
     /// A waypoint's listener on another port than 15008.
     WAYPOINT_PORT = "AMB0401";
@@ -124,6 +131,8 @@ codes! {
     WAYPOINT_PROTOCOL = "AMB0402";
     /// A Gateway whose listeners Kubernetes would refuse.
     BAD_LISTENER = "AMB0403";
+    /// An annotation of a waypoint's Gateway that can't be used.
+    BAD_GATEWAY_ANNOTATION = "AMB0404";
 
     /// A Service's ports that Kubernetes would refuse.
     BAD_SERVICE_PORT = "AMB0501";
@@ -138,6 +147,25 @@ codes! {
     BAD_MESH_CONFIG = "AMB0602";
     /// An extension provider that can't be asked.
     BAD_PROVIDER = "AMB0603";
+
+    /// A route that is attached to nothing, or to what can't be named so.
+    BAD_PARENT = "AMB0701";
+    /// A match that can't be one.
+    BAD_MATCH = "AMB0702";
+    /// A filter that can't be one, or that isn't allowed where it is.
+    BAD_FILTER = "AMB0703";
+    /// A backend that can't be one.
+    BAD_BACKEND = "AMB0704";
+    /// Timeouts that can't be ones.
+    BAD_TIMEOUT = "AMB0705";
+    /// Retries that can't be ones.
+    BAD_RETRY = "AMB0706";
+    /// A rule's name that can't be one, or that another rule has.
+    BAD_RULE_NAME = "AMB0707";
+    /// A part of a route that isn't supported (warning): requests that its rule matches are answered 500.
+    UNSUPPORTED_ROUTE = "AMB0708";
+    /// A part of a route that does nothing here (warning).
+    ROUTE_WITHOUT_EFFECT = "AMB0709";
 }
 
 /// True for an error in a policy whose meaning is known all the same: it never matches what its author expects, Kubernetes

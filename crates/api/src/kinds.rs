@@ -13,14 +13,16 @@ use k8s_openapi::{
 use serde::{Deserialize, de::DeserializeOwned};
 
 use crate::{
-    AuthorizationPolicy, Diagnostic, MeshConfig, Object, ObjectRef, Origin, PeerAuthentication, Resource, Severity,
-    Source,
+    AuthorizationPolicy, Diagnostic, MeshConfig, Object, ObjectRef, Origin, PeerAuthentication, RequestAuthentication,
+    Resource, Route, Severity, Source,
     authorization_policy::{AuthorizationPolicySpec, PolicyTargetReference, WorkloadSelector},
     codes::{self, Code},
     diagnostic::Findings,
     limits::MAX_OBJECTS_PER_FILE,
     mesh_config::MeshConfigSpec,
     peer_authentication::PeerAuthenticationSpec,
+    request_authentication::RequestAuthenticationSpec,
+    routes::{self, GrpcRouteSpec, HttpRouteSpec, ParentReference, RouteSpec, TcpRouteSpec, TlsRouteSpec},
     text::{nearest, quoted},
     yaml::{self, Node, Typed, Unknown, Value},
 };
@@ -111,6 +113,11 @@ impl<'a> Reading<'a> {
                 let rejection = faults.first_error;
                 self.objects.push(Object { resource, origin, rejection });
             }
+            None if ROUTE_KINDS.contains(&kind_of(&origin)) => {
+                let resource = Resource::Route(Box::new(attached_route(&origin)));
+                let rejection = faults.first_error;
+                self.malformed.push(Object { resource, origin, rejection });
+            }
             None if kind_of(&origin) == POLICY_KIND => {
                 let resource = Resource::AuthorizationPolicy(Box::new(attached_only(&origin)));
                 let rejection = faults.first_error;
@@ -157,6 +164,13 @@ const KINDS: &[Row] = &[
     ("PeerAuthentication", "security.istio.io", &["v1", "v1beta1"], |o, d| {
         typed::<PeerObject>(o, d).map(|r| Resource::PeerAuthentication(Box::new(r.into_policy(o.object()))))
     }),
+    ("HTTPRoute", routes::GROUP, &["v1", "v1beta1"], |o, d| route::<HttpRouteSpec>(o, d, RouteSpec::Http)),
+    ("GRPCRoute", routes::GROUP, &["v1", "v1alpha2"], |o, d| route::<GrpcRouteSpec>(o, d, RouteSpec::Grpc)),
+    ("TLSRoute", routes::GROUP, &["v1", "v1alpha3", "v1alpha2"], |o, d| route::<TlsRouteSpec>(o, d, RouteSpec::Tls)),
+    ("TCPRoute", routes::GROUP, &["v1alpha2", "v1"], |o, d| route::<TcpRouteSpec>(o, d, RouteSpec::Tcp)),
+    ("RequestAuthentication", "security.istio.io", &["v1", "v1beta1"], |o, d| {
+        typed::<TokenObject>(o, d).map(|r| Resource::RequestAuthentication(Box::new(r.into_object(o.object()))))
+    }),
     (MESH_CONFIG_KIND, "ambit.dev", &["v1alpha1"], |o, d| {
         typed::<MeshObject>(o, d)
             .map(|r| Resource::MeshConfig(Box::new(MeshConfig { name: o.object().name.clone(), spec: r.spec })))
@@ -165,6 +179,7 @@ const KINDS: &[Row] = &[
 
 const POLICY_KIND: &str = "AuthorizationPolicy";
 const MESH_CONFIG_KIND: &str = "MeshConfig";
+const ROUTE_KINDS: [&str; 4] = ["HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute"];
 
 fn kind_of(origin: &Origin) -> &str {
     &origin.object().kind
@@ -296,7 +311,7 @@ macro_rules! named {
     };
 }
 
-named!(Namespace, ServiceAccount, Pod, Deployment, Service, Gateway, PolicyObject, PeerObject, MeshObject);
+named!(Namespace, ServiceAccount, Pod, Deployment, Service, Gateway, PolicyObject, PeerObject, TokenObject, MeshObject);
 
 /// An AuthorizationPolicy as it is written, with Kubernetes' metadata.
 #[derive(Deserialize)]
@@ -361,6 +376,72 @@ impl PeerObject {
             created: self.metadata.creation_timestamp.map(|time| time.0.to_string()),
             spec: self.spec,
         }
+    }
+}
+
+/// A route as it is written, with Kubernetes' metadata.
+#[derive(Deserialize)]
+#[serde(bound(deserialize = "S: Deserialize<'de> + Default"))]
+struct RouteObject<S> {
+    metadata: ObjectMeta,
+    #[serde(default, deserialize_with = "crate::authorization_policy::null_as_default")]
+    spec: S,
+}
+
+impl<S: DeserializeOwned + Default> Named for RouteObject<S> {
+    fn metadata_mut(&mut self) -> &mut ObjectMeta {
+        &mut self.metadata
+    }
+}
+
+fn route<S>(origin: &Origin, faults: &mut Faults<'_>, spec: fn(S) -> RouteSpec) -> Option<Resource>
+where
+    S: DeserializeOwned + Default,
+{
+    let object = typed::<RouteObject<S>>(origin, faults)?;
+    let ObjectRef { namespace, name, .. } = origin.object().clone();
+    let created = object.metadata.creation_timestamp.map(|time| time.0.to_string());
+    let namespace = namespace.unwrap_or_default();
+    Some(Resource::Route(Box::new(Route { namespace, name, created, spec: spec(object.spec) })))
+}
+
+/// What is left of a route whose form is wrong: what it is attached to, where that can be read.
+fn attached_route(origin: &Origin) -> Route {
+    #[derive(Deserialize)]
+    struct Attached {
+        #[serde(default, deserialize_with = "crate::authorization_policy::null_as_default")]
+        spec: Parents,
+    }
+    #[derive(Default, Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Parents {
+        #[serde(default, deserialize_with = "crate::authorization_policy::null_as_default")]
+        parent_refs: Vec<ParentReference>,
+    }
+    let read = origin.typed::<Attached>().and_then(|typed| typed.object.ok());
+    let parent_refs = read.map(|object| object.spec.parent_refs).unwrap_or_default();
+    let spec = match kind_of(origin) {
+        "GRPCRoute" => RouteSpec::Grpc(GrpcRouteSpec { parent_refs, ..GrpcRouteSpec::default() }),
+        "TLSRoute" => RouteSpec::Tls(TlsRouteSpec { parent_refs, ..TlsRouteSpec::default() }),
+        "TCPRoute" => RouteSpec::Tcp(TcpRouteSpec { parent_refs, ..TcpRouteSpec::default() }),
+        _ => RouteSpec::Http(HttpRouteSpec { parent_refs, ..HttpRouteSpec::default() }),
+    };
+    let ObjectRef { namespace, name, .. } = origin.object().clone();
+    Route { namespace: namespace.unwrap_or_default(), name, created: None, spec }
+}
+
+/// A RequestAuthentication as it is written, with Kubernetes' metadata.
+#[derive(Deserialize)]
+struct TokenObject {
+    metadata: ObjectMeta,
+    #[serde(default, deserialize_with = "crate::authorization_policy::null_as_default")]
+    spec: RequestAuthenticationSpec,
+}
+
+impl TokenObject {
+    fn into_object(self, object: &ObjectRef) -> RequestAuthentication {
+        let (namespace, name) = (object.namespace.clone().unwrap_or_default(), object.name.clone());
+        RequestAuthentication { namespace, name, spec: self.spec }
     }
 }
 

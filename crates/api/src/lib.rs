@@ -1,5 +1,5 @@
 //! The kinds users write: Namespace, ServiceAccount, Pod, Deployment, Service, Gateway, AuthorizationPolicy,
-//! PeerAuthentication and MeshConfig.
+//! PeerAuthentication, RequestAuthentication and MeshConfig.
 //!
 //! What it does: load multi-document YAML with source positions, give each document its type, validate it, and
 //! describe what is wrong in terms of the user's own file (file, line, column, object, field, and what to do).
@@ -11,6 +11,8 @@ pub mod authorization_policy;
 pub mod codes;
 mod diagnostic;
 mod document;
+pub mod gateway_settings;
+pub mod jwks;
 mod kinds;
 pub mod limits;
 mod load;
@@ -18,6 +20,8 @@ pub mod mesh_config;
 mod object;
 pub mod peer_authentication;
 mod read;
+pub mod request_authentication;
+pub mod routes;
 pub mod spiffe;
 mod text;
 mod validate;
@@ -27,9 +31,12 @@ pub use authorization_policy::AuthorizationPolicy;
 pub use diagnostic::{Diagnostic, Place, Severity, Source, render};
 pub use document::Document;
 pub use gateway_api::gateways::Gateway;
+pub use gateway_settings::GatewaySettings;
 pub use load::{Loaded, load, load_text};
 pub use mesh_config::MeshConfig;
 pub use object::{Object, ObjectRef, Origin, Resource};
 pub use peer_authentication::PeerAuthentication;
+pub use request_authentication::RequestAuthentication;
+pub use routes::Route;
 pub use spiffe::SpiffeId;
 pub use validate::validate;

@@ -24,8 +24,17 @@ pub const MAX_NODES: usize = 500_000;
 /// Most objects in one file, the items of a `List` counted one by one.
 pub const MAX_OBJECTS_PER_FILE: usize = 10_000;
 
+/// Largest JSON Web Key Set read, in bytes.
+pub const MAX_KEY_SET_BYTES: usize = 256 * 1024;
+
+/// Most keys in a JSON Web Key Set.
+pub const MAX_KEY_SET_KEYS: usize = 128;
+
 /// Most diagnostics of reading one file, and of one [`crate::validate`]. Past it, only a first error is added.
 pub const MAX_DIAGNOSTICS: usize = 1000;
+
+/// Most bytes of a request's body that an external authorizer is sent.
+pub const MAX_CHECKED_BODY_BYTES: u32 = 1024 * 1024;
 
 /// Longest quotation of a user's value in a message, in bytes.
 pub const MAX_QUOTED_BYTES: usize = 128;
@@ -41,3 +50,18 @@ pub const MIN_SHARED_BYTES: usize = 64 * 1024;
 
 /// Size of the parts that a file of many documents is cut into for several threads, in bytes.
 pub const PART_BYTES: usize = 16 * 1024;
+
+/// Longest expression of a route's match.
+pub const MAX_PATTERN_BYTES: usize = 1_024;
+/// What one expression may take when it is compiled.
+pub const MAX_COMPILED_PATTERN_BYTES: usize = 256 * 1_024;
+/// Rules in one route, as in the Gateway API's schema.
+pub const MAX_ROUTE_RULES: usize = 16;
+/// Matches in one rule of a route.
+pub const MAX_ROUTE_MATCHES: usize = 64;
+/// Filters in one place of a route.
+pub const MAX_ROUTE_FILTERS: usize = 16;
+/// Backends of one rule of a route.
+pub const MAX_ROUTE_BACKENDS: usize = 16;
+/// Entries of any other list in a route.
+pub const MAX_ROUTE_LIST: usize = 64;

@@ -1,9 +1,16 @@
 //! `ambit.dev/v1alpha1 MeshConfig`: what holds for the whole mesh. Field names are those of Istio's own mesh
 //! configuration (`spec/authorization.md` 2.6, 2.9, 2.12).
 
+use std::{collections::BTreeMap, time::Duration};
+
 use serde::{Deserialize, Serialize};
 
 use crate::authorization_policy::null_as_default;
+
+/// How long a provider may take to answer unless its `timeout` says otherwise.
+pub const DEFAULT_PROVIDER_TIMEOUT: Duration = Duration::from_secs(600);
+/// Status of a request that is refused for want of an answer, unless `statusOnError` says otherwise.
+pub const DEFAULT_STATUS_ON_ERROR: u16 = 403;
 
 /// The mesh's configuration. There is at most one; it lives in no namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +38,10 @@ pub struct MeshConfigSpec {
     /// CUSTOM policies of one target may name different providers. Without it, all that they match is denied then.
     #[serde(default, deserialize_with = "null_as_default")]
     pub multiple_custom_providers: bool,
+    /// Ranges that a RequestAuthentication's keys may be fetched from although they aren't public: loopback, private and
+    /// link-local addresses are refused otherwise.
+    #[serde(default, deserialize_with = "null_as_default", skip_serializing_if = "Vec::is_empty")]
+    pub jwks_allowed_ranges: Vec<String>,
 }
 
 /// How paths are read.
@@ -93,9 +104,21 @@ pub struct HttpAuthorizer {
     /// Status of a request that is refused for want of an answer; 403 if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status_on_error: Option<String>,
+    /// Accepted as in Istio. Routes are chosen after providers have been asked in any case.
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub clear_route_cache: bool,
     /// Headers of the request that go into the question.
     #[serde(default, deserialize_with = "null_as_default", skip_serializing_if = "Vec::is_empty")]
     pub include_request_headers_in_check: Vec<String>,
+    /// The old name of `includeRequestHeadersInCheck`, which counts if both are there.
+    #[serde(default, deserialize_with = "null_as_default", skip_serializing_if = "Vec::is_empty")]
+    pub include_headers_in_check: Vec<String>,
+    /// Headers that go into the question whatever the request has.
+    #[serde(default, deserialize_with = "null_as_default", skip_serializing_if = "BTreeMap::is_empty")]
+    pub include_additional_headers_in_check: BTreeMap<String, String>,
+    /// Sends the request's body along; without it none is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub include_request_body_in_check: Option<RequestBody>,
     /// Headers of a positive answer that go to the application.
     #[serde(default, deserialize_with = "null_as_default", skip_serializing_if = "Vec::is_empty")]
     pub headers_to_upstream_on_allow: Vec<String>,
@@ -123,7 +146,47 @@ pub struct GrpcAuthorizer {
     /// Go on without an answer.
     #[serde(default, deserialize_with = "null_as_default")]
     pub fail_open: bool,
+    /// Accepted as in Istio. Routes are chosen after providers have been asked in any case.
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub clear_route_cache: bool,
     /// Status of a request that is refused for want of an answer; 403 if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status_on_error: Option<String>,
+    /// Sends the request's body along; without it none is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub include_request_body_in_check: Option<RequestBody>,
+}
+
+/// How much of a request's body a provider is sent.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RequestBody {
+    /// At most so many bytes.
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub max_request_bytes: u32,
+    /// Of a longer body its beginning is sent; without it, such a request is refused.
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub allow_partial_message: bool,
+    /// Over gRPC it is sent as bytes, not as text.
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub pack_as_bytes: bool,
+}
+
+/// `500ms`, `2s`, `1.5s`, `1m`: more than nothing.
+#[must_use]
+pub fn duration(text: &str) -> Option<Duration> {
+    let (number, factor) = [("ms", 0.001), ("s", 1.0), ("m", 60.0)]
+        .into_iter()
+        .find_map(|(unit, factor)| Some((text.strip_suffix(unit)?, factor)))?;
+    if !number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
+        return None;
+    }
+    let duration = Duration::try_from_secs_f64(number.parse::<f64>().ok()? * factor).ok()?;
+    (!duration.is_zero()).then_some(duration)
+}
+
+/// The status that `statusOnError` stands for.
+#[must_use]
+pub fn status_on_error(text: &str) -> Option<u16> {
+    text.parse().ok().filter(|status| (400..=599).contains(status))
 }

@@ -13,7 +13,8 @@ use k8s_openapi::{
 use serde::Serialize;
 
 use crate::{
-    AuthorizationPolicy, Diagnostic, MeshConfig, PeerAuthentication, Place, Severity, Source,
+    AuthorizationPolicy, Diagnostic, MeshConfig, PeerAuthentication, Place, RequestAuthentication, Route, Severity,
+    Source,
     codes::Code,
     text::quoted,
     yaml::{self, Node, Typed},
@@ -44,6 +45,9 @@ pub enum Resource {
     Gateway(Box<Gateway>),
     AuthorizationPolicy(Box<AuthorizationPolicy>),
     PeerAuthentication(Box<PeerAuthentication>),
+    RequestAuthentication(Box<RequestAuthentication>),
+    /// An HTTPRoute, GRPCRoute, TLSRoute or TCPRoute.
+    Route(Box<Route>),
     MeshConfig(Box<MeshConfig>),
 }
 
@@ -90,6 +94,8 @@ impl Resource {
             Self::Gateway(_) => "Gateway",
             Self::AuthorizationPolicy(_) => "AuthorizationPolicy",
             Self::PeerAuthentication(_) => "PeerAuthentication",
+            Self::RequestAuthentication(_) => "RequestAuthentication",
+            Self::Route(route) => route.kind(),
             Self::MeshConfig(_) => "MeshConfig",
         }
     }
@@ -104,7 +110,11 @@ impl Resource {
             Self::Deployment(object) => Some(&object.metadata),
             Self::Service(object) => Some(&object.metadata),
             Self::Gateway(object) => Some(&object.metadata),
-            Self::AuthorizationPolicy(_) | Self::PeerAuthentication(_) | Self::MeshConfig(_) => None,
+            Self::AuthorizationPolicy(_)
+            | Self::PeerAuthentication(_)
+            | Self::RequestAuthentication(_)
+            | Self::Route(_)
+            | Self::MeshConfig(_) => None,
         }
     }
 
@@ -115,6 +125,8 @@ impl Resource {
             Self::Namespace(_) | Self::MeshConfig(_) => None,
             Self::AuthorizationPolicy(policy) => Some(&policy.namespace),
             Self::PeerAuthentication(policy) => Some(&policy.namespace),
+            Self::RequestAuthentication(object) => Some(&object.namespace),
+            Self::Route(route) => Some(&route.namespace),
             _ => self.metadata().and_then(|metadata| metadata.namespace.as_deref()),
         }
     }
@@ -125,6 +137,8 @@ impl Resource {
         match self {
             Self::AuthorizationPolicy(policy) => &policy.name,
             Self::PeerAuthentication(policy) => &policy.name,
+            Self::RequestAuthentication(object) => &object.name,
+            Self::Route(route) => &route.name,
             Self::MeshConfig(config) => &config.name,
             _ => self.metadata().and_then(|metadata| metadata.name.as_deref()).unwrap_or_default(),
         }

@@ -303,9 +303,9 @@ fn documents_that_are_no_objects_and_kinds_of_others() {
         ],
     );
     expect(
-        &object("security.istio.io/v1", "RequestAuthentication"),
+        &object("security.istio.io/v1", "WorkloadIdentity"),
         &[
-            "mesh.yaml:2:7: warning[AMB0202] RequestAuthentication x: `RequestAuthentication` of `security.istio.io/v1` is ignored \
+            "mesh.yaml:2:7: warning[AMB0202] WorkloadIdentity x: `WorkloadIdentity` of `security.istio.io/v1` is ignored \
            => what it demands is not enforced here",
         ],
     );

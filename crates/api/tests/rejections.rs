@@ -121,6 +121,15 @@ fn mesh_configs_are_judged() {
     passes(&mesh(
         "{extensionProviders: [{name: x, envoyExtAuthzGrpc: {service: ns/a.b, port: 9000, failOpen: true}}]}",
     ));
+    passes(&http(
+        ", clearRouteCache: true, includeHeadersInCheck: [cookie], includeAdditionalHeadersInCheck: {x-tenant: \"a b\"}, \
+         includeRequestBodyInCheck: {maxRequestBytes: 1024, allowPartialMessage: true, packAsBytes: true}, \
+         headersToDownstreamOnAllow: [set-cookie], headersToDownstreamOnDeny: [\"*-id\"]",
+    ));
+    passes(&mesh(
+        "{extensionProviders: [{name: x, envoyExtAuthzGrpc: {service: a.b, port: 9000, timeout: 1.5s, clearRouteCache: \
+         true, includeRequestBodyInCheck: {maxRequestBytes: 1048576}}}]}",
+    ));
     trips(&mesh("{trustDomainAliases: [\"a/b\"]}"), codes::BAD_MESH_CONFIG, "spec.trustDomainAliases[0]");
     trips(
         &mesh("{pathNormalization: {normalization: MOST}}"),
@@ -133,7 +142,17 @@ fn mesh_configs_are_judged() {
         ("timeout", ", timeout: soon"),
         ("pathPrefix", ", pathPrefix: check"),
         ("statusOnError", ", statusOnError: \"200\""),
+        ("timeout", ", timeout: 0s"),
+        ("timeout", ", timeout: +1s"),
         ("headersToUpstreamOnAllow[0]", ", headersToUpstreamOnAllow: [\"*\"]"),
+        ("includeHeadersInCheck[0]", ", includeHeadersInCheck: [\"a*b\"]"),
+        ("headersToDownstreamOnAllow[0]", ", headersToDownstreamOnAllow: [\"\"]"),
+        ("headersToDownstreamOnDeny[0]", ", headersToDownstreamOnDeny: [\"a b\"]"),
+        ("includeAdditionalHeadersInCheck[a b]", ", includeAdditionalHeadersInCheck: {\"a b\": x}"),
+        ("includeAdditionalHeadersInCheck[Host]", ", includeAdditionalHeadersInCheck: {Host: x}"),
+        ("includeAdditionalHeadersInCheck[x-a]", ", includeAdditionalHeadersInCheck: {x-a: \"1\\r\\nx-b: 2\"}"),
+        ("includeRequestBodyInCheck.maxRequestBytes", ", includeRequestBodyInCheck: {packAsBytes: true}"),
+        ("includeRequestBodyInCheck.maxRequestBytes", ", includeRequestBodyInCheck: {maxRequestBytes: 1048577}"),
     ] {
         trips(&http(written), codes::BAD_PROVIDER, &format!("{provider}.envoyExtAuthzHttp.{field}"));
     }

@@ -1,10 +1,12 @@
 //! The control plane: where resources come from, what must run because of them, and what the proxies are told.
 //!
 //! What it does: [`local`] reads files, plans pods and addresses like the small part of Kubernetes that a laptop
-//! needs, watches its files, and pushes the mesh that `ambit-mesh` derives to the proxies.
-//! What it refuses to do: see a packet, start a process, or touch a network namespace. It asks for pods by
+//! needs, watches its files, and pushes the mesh that `ambit-mesh` derives to the proxies; [`keys`] fetches the keys of
+//! tokens' issuers.
+//! What it refuses to do: see a workload's packet, start a process, or touch a network namespace. It asks for pods by
 //! [`local::PodCommand`] and is told what became of them.
 #![forbid(unsafe_code)]
 
+pub mod keys;
 pub mod limits;
 pub mod local;

@@ -206,7 +206,7 @@ impl EnforcementPoint<'_> {
     }
 
     /// What a reference must name to bring a policy here: nothing does at a node proxy.
-    fn targets(&self, root_namespace: &str) -> Vec<Target> {
+    pub(crate) fn targets(&self, root_namespace: &str) -> Vec<Target> {
         let (gateway, service) = match *self {
             Self::Waypoint { gateway, service, kind: ServedKind::Service } => {
                 (gateway, Some(Target::Service(service.clone())))

@@ -3,13 +3,14 @@
 
 use std::{collections::BTreeMap, hash::Hasher, net::IpAddr};
 
+use ambit_api::GatewaySettings;
 use ambit_api::{authorization_policy::Action as PolicyAction, mesh_config::Normalization};
 use ambit_policy::ProviderKind;
 use ambit_xds::{
     ADDRESS_TYPE, AUTHORIZATION_TYPE, MESH_TYPE, Resource, WAYPOINT_TYPE,
     mesh::{self, Mesh, Provider},
     security::{self, Authorization, POLICY_EXTENSION, POLICY_TYPE, Scope},
-    waypoint::{BoundService, Bundle},
+    waypoint::{self as wire_settings, BoundService, Bundle},
     workload::{
         self as wire, Address, Any, Extension, GatewayAddress, NamespacedHostname, NetworkAddress, PortList,
         TunnelProtocol, WAYPOINT_GUARD_EXTENSION, WAYPOINT_GUARD_TYPE, WaypointGuard, WorkloadStatus, WorkloadType,
@@ -20,9 +21,10 @@ use prost::Message;
 
 use crate::{
     attachment::{self, Attachment, EnforcementPoint, ServedKind},
+    authentication, authorizers,
     binding::{self, Binding, GUARD_OFF, WAYPOINT_GUARD},
     inputs::{HBONE_PORT, Inputs, Labels, NamespacedName, Pod, Policy, Service, Settings, TargetPort},
-    peer_authentication,
+    peer_authentication, routes,
 };
 
 /// Label that puts pods into the mesh: on a Namespace or a pod.
@@ -136,30 +138,55 @@ fn authorization_of(policy: &Policy, scope: Scope) -> Resource {
 /// What the waypoint of this Gateway must know; nothing if it isn't one.
 pub(crate) fn bundle(inputs: &Inputs, gateway: &NamespacedName) -> Option<Resource> {
     let object = inputs.gateways.get(gateway).filter(|object| object.is_waypoint())?;
-    let mut services = Vec::new();
+    let (mut services, mut named) = (Vec::new(), Vec::new());
+    let routes = routes::by_service(inputs);
     for (name, service) in &inputs.services {
         let bound = binding::of_service(inputs, name, service)
             .is_some_and(|binding| binding.problem.is_none() && binding.request.gateway == *gateway);
         if bound && !is_shadowed(inputs, name) {
             let point = EnforcementPoint::Waypoint { gateway, service: name, kind: ServedKind::Service };
+            let policies: Vec<_> = inputs.enforced_at(&point).into_iter().map(|(policy, _)| policy).collect();
+            let attached = routes.get(name).map_or(&[][..], Vec::as_slice);
             services.push(BoundService {
                 namespace: name.namespace.to_string(),
                 hostname: inputs.hostname(name),
-                policies: inputs.enforced_at(&point).into_iter().map(|(policy, _)| on_the_wire(policy)).collect(),
+                policies: policies.iter().map(|policy| on_the_wire(policy)).collect(),
+                authentications: authentication::enforced_at(inputs, &point),
+                routes: attached.iter().filter_map(|route| routes::attached(inputs, route, name, service)).collect(),
             });
+            named.extend(policies);
         }
     }
     let fronts_workloads = binding::fronts_workloads(object);
     let point = EnforcementPoint::WaypointWorkload { gateway };
     let policies = if fronts_workloads { inputs.enforced_at(&point) } else { Vec::new() };
+    let authentications = if fronts_workloads { authentication::enforced_at(inputs, &point) } else { Vec::new() };
+    let providers = authorizers::named(inputs, named.into_iter().chain(policies.iter().map(|(policy, _)| *policy)));
     let message = Bundle {
         namespace: gateway.namespace.to_string(),
         name: gateway.name.to_string(),
         services,
         hostname: if fronts_workloads { inputs.hostname(gateway) } else { String::new() },
         workload_policies: policies.into_iter().map(|(policy, _)| on_the_wire(policy)).collect(),
+        workload_authentications: authentications,
+        providers,
+        settings: settings(&object.settings),
     };
     Some(resource(gateway.to_string(), &message))
+}
+
+/// Nothing where all is as usual.
+fn settings(settings: &GatewaySettings) -> Option<wire_settings::GatewaySettings> {
+    let usual = GatewaySettings::default();
+    let GatewaySettings { denial_status, denial_content_type, denial_message, client_identity } = settings;
+    let denial = wire_settings::Denial {
+        status: u32::from(*denial_status),
+        content_type: denial_content_type.clone(),
+        message: denial_message.clone(),
+    };
+    let denies_as_usual = GatewaySettings { client_identity: false, ..settings.clone() } == usual;
+    let denial = (!denies_as_usual).then_some(denial);
+    (*settings != usual).then_some(wire_settings::GatewaySettings { denial, client_identity: *client_identity })
 }
 
 fn on_the_wire(policy: &Policy) -> security::Policy {
@@ -329,7 +356,8 @@ pub(crate) fn services_of<'a>(
 }
 
 /// The pod's port that a service port leads to; nothing if no container port has the name.
-pub(crate) fn resolve(pod: &Pod, target: &TargetPort) -> Option<u16> {
+#[must_use]
+pub fn resolve(pod: &Pod, target: &TargetPort) -> Option<u16> {
     match target {
         TargetPort::Number(number) => Some(*number),
         TargetPort::Name(name) => pod.named_ports.get(name).copied(),

@@ -5,6 +5,8 @@
 mod identities;
 mod peer_authentications;
 mod policies;
+mod request_authentications;
+mod routes;
 mod services;
 
 use std::collections::BTreeSet;
@@ -41,6 +43,10 @@ pub mod codes {
     pub const SHADOWED_PEER_AUTHENTICATION: Code = "AMB1108";
     /// A PeerAuthentication that applies to nothing.
     pub const PEER_AUTHENTICATION_UNUSED: Code = "AMB1109";
+    /// A RequestAuthentication that nobody enforces, or that does nothing.
+    pub const TOKENS_UNUSED: Code = "AMB1120";
+    /// A route that no waypoint follows.
+    pub const ROUTE_NOT_APPLIED: Code = "AMB1110";
     /// A waypoint that doesn't exist.
     pub const WAYPOINT_MISSING: Code = "AMB1201";
     /// A Gateway of another class used as a waypoint.
@@ -82,8 +88,10 @@ pub fn findings(inputs: &Inputs) -> Vec<Finding> {
     let mut found = Found(BTreeSet::new());
     identities::check(inputs, &mut found);
     services::check(inputs, &mut found);
+    routes::check(inputs, &mut found);
     policies::check(inputs, &mut found);
     peer_authentications::check(inputs, &mut found);
+    request_authentications::check(inputs, &mut found);
     let mut findings: Vec<_> = found.0.into_iter().collect();
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     findings

@@ -8,9 +8,11 @@ use ambit_xds::{ADDRESS_TYPE, AUTHORIZATION_TYPE, DeltaResponse, MESH_TYPE, Reso
 
 use crate::{
     attachment::{self, EnforcementPoint, Target},
+    authentication::TokenRules,
     binding,
     derive::{self, Resources},
     inputs::{Change, Inputs, NamespacedName, Policy, Service, Settings},
+    routes::{Route, RouteKey},
 };
 
 /// Types in the order in which a push carries them: what policies mean, policies, the workloads that name them.
@@ -141,6 +143,8 @@ enum Key {
     Elsewhere,
     Service(NamespacedName),
     Policy(NamespacedName),
+    Route(RouteKey),
+    RequestAuthentication(NamespacedName),
 }
 
 // === impl Key ===
@@ -150,6 +154,8 @@ impl Key {
         match change {
             Change::Service(name, _) => Self::Service(name.clone()),
             Change::Policy(name, _) => Self::Policy(name.clone()),
+            Change::Route(name, _) => Self::Route(name.clone()),
+            Change::RequestAuthentication(name, _) => Self::RequestAuthentication(name.clone()),
             _ => Self::Elsewhere,
         }
     }
@@ -167,6 +173,11 @@ impl Dirty {
             Change::ServiceAccount(..) => {}
             Change::Service(name, _) => self.mark_present(inputs, &Key::Service(name.clone())),
             Change::Policy(name, _) => self.mark_present(inputs, &Key::Policy(name.clone())),
+            Change::Route(name, _) => self.mark_present(inputs, &Key::Route(name.clone())),
+            Change::RequestAuthentication(name, _) => {
+                self.mark_present(inputs, &Key::RequestAuthentication(name.clone()));
+            }
+            Change::KeySet(..) => self.bundles.extend(inputs.gateways.keys().cloned()),
             Change::Pod(name, _) => {
                 self.uids.extend(inputs.pods.get(name).map(|pod| pod.uid.to_string()));
                 self.pods.insert(name.clone());
@@ -183,12 +194,29 @@ impl Dirty {
                     self.mark_service(inputs, name, service);
                 }
             }
+            Key::Route(name) => {
+                if let Some(route) = inputs.routes.get(name) {
+                    self.mark_route(inputs, route);
+                }
+            }
             Key::Policy(name) => {
                 self.policies.insert(name.clone());
                 if let Some(policy) = inputs.policies.get(name) {
                     self.mark_policy(inputs, policy);
                 }
             }
+            Key::RequestAuthentication(name) => {
+                let targets = inputs.request_authentications.get(name).map(TokenRules::targets);
+                targets.into_iter().flatten().for_each(|target| self.mark_target(inputs, target));
+            }
+        }
+    }
+
+    fn mark_route(&mut self, inputs: &Inputs, route: &Route) {
+        for name in route.services() {
+            let service = inputs.services.get(&name);
+            let request = service.and_then(|s| binding::request(inputs, &name.namespace, &s.labels));
+            self.bundles.extend(request.map(|request| request.gateway));
         }
     }
 
@@ -198,19 +226,24 @@ impl Dirty {
         self.pods.extend(pods.filter(|(_, pod)| service.selects(&pod.labels)).map(|(pod, _)| pod.clone()));
     }
 
+    /// The waypoints of what a policy is attached to.
+    fn mark_target(&mut self, inputs: &Inputs, target: Target) {
+        match target {
+            Target::Service(name) => {
+                let service = inputs.services.get(&name);
+                let request = service.and_then(|s| binding::request(inputs, &name.namespace, &s.labels));
+                self.bundles.extend(request.map(|request| request.gateway));
+            }
+            Target::Gateway(name) => drop(self.bundles.insert(name)),
+            // Nothing serves these yet.
+            Target::ServiceEntry(_) => {}
+            Target::WaypointClass { .. } => self.bundles.extend(inputs.gateways.keys().cloned()),
+        }
+    }
+
     fn mark_policy(&mut self, inputs: &Inputs, policy: &Policy) {
         for target in attachment::targets(policy) {
-            match target {
-                Target::Service(name) => {
-                    let service = inputs.services.get(&name);
-                    let request = service.and_then(|s| binding::request(inputs, &name.namespace, &s.labels));
-                    self.bundles.extend(request.map(|request| request.gateway));
-                }
-                Target::Gateway(name) => drop(self.bundles.insert(name)),
-                // Nothing serves these yet.
-                Target::ServiceEntry(_) => {}
-                Target::WaypointClass { .. } => self.bundles.extend(inputs.gateways.keys().cloned()),
-            }
+            self.mark_target(inputs, target);
         }
         let policy = policy.get();
         if policy.spec.selector.is_some() {

@@ -9,13 +9,19 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use ambit_api::{AuthorizationPolicy, MeshConfig, PeerAuthentication, mesh_config::Normalization};
+use ambit_api::{
+    AuthorizationPolicy, MeshConfig, PeerAuthentication,
+    mesh_config::{ExtensionProvider, Normalization},
+    request_authentication::KeySource,
+};
 use ambit_policy::{Options, PathNormalization, PolicyName, ProviderKind};
 use ambit_xds::workload::AppProtocol;
 
 use crate::{
     attachment::{EnforcementPoint, Via},
+    authentication::{Fetched, TokenRules},
     enforcement::Refusal,
+    routes::{Route, RouteKey},
 };
 
 /// Labels of an object.
@@ -70,6 +76,8 @@ pub struct ServicePort {
     pub target: TargetPort,
     /// What is spoken on it.
     pub protocol: AppProtocol,
+    /// Its name; empty for the only one of a Service.
+    pub name: String,
 }
 
 /// Where a service port leads.
@@ -117,6 +125,8 @@ pub struct Gateway {
     pub listeners: Vec<Listener>,
     /// Virtual address of its own service.
     pub vip: Option<IpAddr>,
+    /// What its annotations ask for.
+    pub settings: ambit_api::GatewaySettings,
 }
 
 /// A listener of a Gateway.
@@ -201,6 +211,12 @@ pub struct Inputs {
     pub gateways: BTreeMap<NamespacedName, Gateway>,
     /// PeerAuthentications.
     pub peer_authentications: BTreeMap<NamespacedName, PeerAuthentication>,
+    /// RequestAuthentications.
+    pub request_authentications: BTreeMap<NamespacedName, TokenRules>,
+    /// Keys that were fetched for them.
+    pub key_sets: BTreeMap<KeySource, Fetched>,
+    /// HTTPRoutes, GRPCRoutes, TLSRoutes and TCPRoutes.
+    pub routes: BTreeMap<RouteKey, Route>,
     pub(crate) policies: crate::attachment::Policies,
 }
 
@@ -219,8 +235,12 @@ pub struct Settings {
     pub path_normalization: Option<Normalization>,
     /// The external authorizers that CUSTOM policies may name.
     pub providers: BTreeMap<String, ProviderKind>,
+    /// How each of them is asked.
+    pub authorizers: BTreeMap<String, ExtensionProvider>,
     /// CUSTOM policies of one target may name different providers.
     pub several_providers: bool,
+    /// Ranges that keys for tokens may be fetched from although they aren't public, as written.
+    pub key_ranges: Vec<String>,
 }
 
 /// A change to [`Inputs`].
@@ -240,6 +260,12 @@ pub enum Change {
     Policy(NamespacedName, Option<Policy>),
     /// A PeerAuthentication is there or gone.
     PeerAuthentication(NamespacedName, Option<PeerAuthentication>),
+    /// A RequestAuthentication is there or gone.
+    RequestAuthentication(NamespacedName, Option<TokenRules>),
+    /// Keys were fetched, or couldn't be; or nobody wants them any more.
+    KeySet(KeySource, Option<Fetched>),
+    /// A route is there or gone.
+    Route(RouteKey, Option<Route>),
     /// What holds for the whole mesh is now this.
     Settings(Settings),
 }
@@ -381,12 +407,14 @@ impl Settings {
     pub fn with_config(self, config: Option<&MeshConfig>) -> Self {
         let spec = config.map(|config| config.spec.clone()).unwrap_or_default();
         let kind = |grpc: bool| if grpc { ProviderKind::Grpc } else { ProviderKind::Http };
-        let providers = spec.extension_providers.into_iter();
+        let providers = spec.extension_providers.iter();
         Self {
             trust_domain_aliases: spec.trust_domain_aliases,
             path_normalization: spec.path_normalization.and_then(|paths| paths.normalization),
             several_providers: spec.multiple_custom_providers,
-            providers: providers.map(|p| (p.name, kind(p.envoy_ext_authz_grpc.is_some()))).collect(),
+            key_ranges: spec.jwks_allowed_ranges,
+            providers: providers.map(|p| (p.name.clone(), kind(p.envoy_ext_authz_grpc.is_some()))).collect(),
+            authorizers: spec.extension_providers.into_iter().map(|p| (p.name.clone(), p)).collect(),
             ..self
         }
     }
@@ -425,7 +453,9 @@ impl Default for Settings {
             trust_domain_aliases: Vec::new(),
             path_normalization: None,
             providers: BTreeMap::new(),
+            authorizers: BTreeMap::new(),
             several_providers: false,
+            key_ranges: Vec::new(),
         }
     }
 }
@@ -481,6 +511,9 @@ impl Inputs {
             Change::Gateway(name, value) => put(&mut self.gateways, name, value),
             Change::Policy(name, value) => self.policies.put(name, value),
             Change::PeerAuthentication(name, value) => put(&mut self.peer_authentications, name, value),
+            Change::RequestAuthentication(name, value) => put(&mut self.request_authentications, name, value),
+            Change::KeySet(source, value) => put(&mut self.key_sets, source, value),
+            Change::Route(name, value) => put(&mut self.routes, name, value),
             Change::Settings(settings) => self.settings = settings,
         }
     }

@@ -8,6 +8,8 @@
 #![forbid(unsafe_code)]
 
 pub mod attachment;
+pub mod authentication;
+mod authorizers;
 pub mod binding;
 pub mod derive;
 pub mod enforcement;
@@ -16,6 +18,7 @@ mod index;
 pub mod inputs;
 pub mod loads;
 pub mod peer_authentication;
+pub mod routes;
 pub mod view;
 pub mod way;
 

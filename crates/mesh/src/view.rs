@@ -5,6 +5,8 @@
 //! workload gets no connections.
 
 mod addresses;
+mod authentication;
+mod authorizers;
 mod claims;
 mod decode;
 mod endpoints;
@@ -14,6 +16,8 @@ mod listing;
 mod model;
 mod policies;
 mod ranking;
+pub mod routes;
+mod settings;
 mod shards;
 mod state;
 
@@ -31,12 +35,15 @@ use ambit_xds::{DeltaResponse, channel::Nack};
 
 use self::{addresses::Addresses, endpoints::Endpoints, shards::Shards, state::State};
 pub use self::{
+    authentication::{Authentication, ClaimHeader, Location, TokenRule, bare_audience},
+    authorizers::{Ask, Authorizer, CheckedBody, HeaderPatterns, HttpAsk},
     endpoints::{Drawn, Tier, Tiers},
-    listing::PolicyRecord,
+    listing::{BundleRecord, PolicyRecord},
     model::{
         ApplicationTunnel, Balancing, Canonical, Families, Gateway, GatewayRef, GuardedPort, Locality, Mode,
         NetworkAddress, Scope, Service, ServiceKey, ServicePort, WaypointRef, Workload, WorkloadType,
     },
+    settings::{Denial, Settings},
 };
 
 /// What one waypoint fronts.
@@ -52,6 +59,16 @@ pub struct WaypointBundle {
     pub own: Option<ServiceKey>,
     /// Policies in force for every workload that it fronts.
     pub workloads: Arc<Compiled>,
+    /// Routes of those services that have some.
+    pub routes: Arc<routes::Routes>,
+    /// The external authorizers that these policies name, or why one can't be asked.
+    pub authorizers: Arc<Authorizers>,
+    /// Whose tokens are believed, per service; none for one without RequestAuthentication.
+    pub authentications: Arc<Authentications>,
+    /// The same for every workload that it fronts.
+    pub workload_authentication: Option<Arc<Authentication>>,
+    /// How it differs from the usual waypoint.
+    pub settings: Arc<Settings>,
 }
 
 /// The snapshot. A change copies what it touches and shares the rest, so its cost doesn't grow with the mesh.
@@ -66,6 +83,12 @@ pub struct View {
     endpoints: Shards<ServiceKey, Arc<Endpoints>>,
     waypoints: Arc<Bundles>,
 }
+
+/// External authorizers by name.
+pub type Authorizers = HashMap<Arc<str>, Result<Arc<Authorizer>, Arc<str>>>;
+
+/// Whose tokens are believed, by service.
+pub type Authentications = HashMap<ServiceKey, Arc<Authentication>>;
 
 /// Bundles by the namespace and name of their waypoint's Gateway.
 type Bundles = HashMap<(Arc<str>, Arc<str>), Arc<WaypointBundle>>;

@@ -5,13 +5,15 @@ mod support;
 use std::collections::BTreeMap;
 
 use ambit_api::{
-    PeerAuthentication,
-    authorization_policy::{Action, WorkloadSelector},
+    PeerAuthentication, RequestAuthentication,
+    authorization_policy::{Action, PolicyTargetReference, WorkloadSelector},
     mesh_config::Normalization,
     peer_authentication::{Mode, MutualTls, PeerAuthenticationSpec},
+    request_authentication::{JwtRule, KeySource, RequestAuthenticationSpec},
 };
 use ambit_mesh::{
     Index, Store,
+    authentication::TokenRules,
     derive::{Resources, derive},
     inputs::{AllowedNamespaces, Change, NamespacedName, Settings, TargetPort},
 };
@@ -147,8 +149,48 @@ fn any_settings() -> impl Strategy<Value = Change> {
     })
 }
 
+fn any_request_authentication() -> impl Strategy<Value = Change> {
+    (any_name(&["t1", "t2"]), 0_usize..4, prop::sample::select(SOURCES), prop::bool::weighted(0.7)).prop_map(
+        |(name, shape, uri, present)| {
+            let group = "gateway.networking.k8s.io";
+            let (group, kind, target) = [
+                ("", "Service", "s1"),
+                (group, "Gateway", "w1"),
+                (group, "GatewayClass", "istio-waypoint"),
+                ("", "Service", "s2"),
+            ][shape];
+            let target = PolicyTargetReference {
+                group: group.into(),
+                kind: kind.into(),
+                name: target.into(),
+                namespace: String::new(),
+            };
+            let rule = JwtRule { issuer: "i".into(), jwks_uri: uri.into(), ..JwtRule::default() };
+            let spec = RequestAuthenticationSpec {
+                target_refs: vec![target],
+                jwt_rules: vec![rule],
+                ..RequestAuthenticationSpec::default()
+            };
+            let object =
+                RequestAuthentication { namespace: name.namespace.to_string(), name: name.name.to_string(), spec };
+            Change::RequestAuthentication(name, present.then(|| TokenRules::new(object)))
+        },
+    )
+}
+
+fn any_keys() -> impl Strategy<Value = Change> {
+    let outcome = prop::option::of(prop::sample::select(vec![Ok(support::arc("{}")), Err(support::arc("no answer"))]));
+    (prop::sample::select(SOURCES), outcome)
+        .prop_map(|(uri, outcome)| Change::KeySet(KeySource::Uri(uri.into()), outcome))
+}
+
+/// Where keys come from.
+const SOURCES: &[&str] = &["https://one/keys", "https://two/keys"];
+
 fn any_change() -> impl Strategy<Value = Change> {
     prop_oneof![
+        any_request_authentication(),
+        any_keys(),
         any_peer_authentication(),
         any_settings(),
         any_namespace(),
@@ -208,7 +250,8 @@ fn picture(store: &Store) -> BTreeMap<String, String> {
             let Some(bundle) = view.waypoint(ns, w) else { continue };
             for (key, compiled) in &bundle.services {
                 let decision = compiled.for_connection(&facts).decide_connection();
-                lines.insert(format!("{ns}/{w}: {key:?}"), format!("{decision:?}"));
+                let tokens = bundle.authentications.get(key).map(|tokens| format!("{:?}", tokens.rules));
+                lines.insert(format!("{ns}/{w}: {key:?}"), format!("{decision:?} {tokens:?}"));
             }
         }
     }

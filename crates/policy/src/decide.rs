@@ -7,7 +7,7 @@ use ambit_api::authorization_policy::Action;
 use crate::{
     ProviderKind,
     decision::{Decision, MatchedEntries, Verdict},
-    facts::{ConnectionFacts, RequestFacts},
+    facts::{ConnectionFacts, RequestFacts, Stage},
     nearest,
     path::{self, PathNormalization, Reading, Target},
     program::{Program, ProviderRules, RuleSet, Sets},
@@ -156,6 +156,18 @@ impl Residual {
         .unwrap_or_default()
     }
 
+    /// True if there are CUSTOM policies, so that [`Residual::decide`] may want a provider asked.
+    #[must_use]
+    pub fn has_custom(&self) -> bool {
+        self.program.settled.is_none() && !self.program.enforced.custom.is_empty()
+    }
+
+    /// True if there are AUDIT or dry-run policies, so that [`Residual::audits`] or [`Residual::dry_run`] may say something.
+    #[must_use]
+    pub fn observes(&self) -> bool {
+        self.program.trial.is_some() || !self.program.audit.is_empty()
+    }
+
     fn judge(&self, sets: &Sets, live: &LiveSets, facts: &RequestFacts<'_>) -> Decision {
         let target = match path::split(facts.path) {
             Ok(target) => target,
@@ -186,7 +198,7 @@ impl Residual {
         path: &[u8],
     ) -> Decision {
         let request = Request::new(facts, target, path);
-        if !sets.custom.is_empty() {
+        if !sets.custom.is_empty() && facts.stage != Stage::AfterCustom {
             // A provider is asked before the token is looked at.
             let request = Request { claims: None, ..request };
             for (set, live) in sets.custom.iter().zip(&live.custom) {
@@ -194,6 +206,9 @@ impl Residual {
                     return refusal;
                 }
             }
+        }
+        if facts.stage == Stage::Custom {
+            return sets.no_custom_matches.clone();
         }
         if !sets.deny.is_empty
             && let Some((rule, entries)) = self.first(&sets.deny, &live.deny, &request)
@@ -223,12 +238,15 @@ impl Residual {
 
     fn judge_connection(&self, sets: &Sets, live: &LiveSets, approved_by: &[&str]) -> Decision {
         for (set, live) in sets.custom.iter().zip(&live.custom) {
-            // A provider that speaks HTTP isn't asked about anything else.
-            if set.kind == Some(ProviderKind::Http) {
-                continue;
-            }
+            // One that speaks HTTP can't have been asked.
+            let approved_by = if set.kind == Some(ProviderKind::Http) { &[] } else { approved_by };
             if let Some(refusal) = unapproved(set, approved_by, || self.first_at_l4(&set.rules, live)) {
-                return refusal;
+                return match set.kind {
+                    Some(ProviderKind::Http) => {
+                        Decision { ask: None, reason: Arc::clone(&set.only_requests), ..refusal }
+                    }
+                    _ => refusal,
+                };
             }
         }
         if let Some((rule, entries)) = self.first_at_l4(&sets.deny, &live.deny) {

@@ -63,6 +63,21 @@ pub struct RequestFacts<'a> {
     pub claims: Option<&'a Claims>,
     /// Names of the providers that have been asked about this request and allow it (CUSTOM policies).
     pub approved_by: &'a [&'a str],
+    /// Which policies are looked at.
+    pub stage: Stage,
+}
+
+/// Which policies are looked at. A provider may change a request before the rest is judged, so an enforcement point that
+/// asks them judges twice: the request as it was sent, then the request as it goes on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Stage {
+    /// All of them.
+    #[default]
+    All,
+    /// CUSTOM ones.
+    Custom,
+    /// All but CUSTOM ones.
+    AfterCustom,
 }
 
 /// The claims of a verified token, `iss`, `sub`, `aud` and `azp` among them.
@@ -181,6 +196,7 @@ impl<'a> RequestFacts<'a> {
             headers: &NoHeaders,
             claims: None,
             approved_by: &[],
+            stage: Stage::All,
         }
     }
 
@@ -207,6 +223,12 @@ impl<'a> RequestFacts<'a> {
     pub fn with_approvals(self, approved_by: &'a [&'a str]) -> Self {
         Self { approved_by, ..self }
     }
+
+    /// The same, for these policies.
+    #[must_use]
+    pub fn with_stage(self, stage: Stage) -> Self {
+        Self { stage, ..self }
+    }
 }
 
 impl fmt::Debug for RequestFacts<'_> {
@@ -218,6 +240,7 @@ impl fmt::Debug for RequestFacts<'_> {
             .field("authority", &self.authority)
             .field("version", &self.version)
             .field("approved_by", &self.approved_by)
+            .field("stage", &self.stage)
             .finish_non_exhaustive()
     }
 }

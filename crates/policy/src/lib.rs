@@ -40,7 +40,7 @@ pub use explain::{
     Change, ExplainedEntry, ExplainedField, ExplainedPolicy, ExplainedRule, Explanation, FieldOutcome, NearestMiss,
     RuleOutcome,
 };
-pub use facts::{Claims, ConnectionFacts, HeaderLines, HttpVersion, NoHeaders, Peer, RequestFacts, Sni};
+pub use facts::{Claims, ConnectionFacts, HeaderLines, HttpVersion, NoHeaders, Peer, RequestFacts, Sni, Stage};
 pub use path::{PathNormalization, Reading, normalized_target};
 pub use stricter::{Stricter, stricter};
 

@@ -47,6 +47,7 @@ pub(crate) struct Sets {
     pub(crate) deny: RuleSet,
     /// Nothing without an ALLOW policy, when what isn't denied is allowed.
     pub(crate) allow: Option<RuleSet>,
+    pub(crate) no_custom_matches: Decision,
     pub(crate) no_deny_matches: Decision,
     pub(crate) no_allow_matches: Decision,
 }
@@ -59,6 +60,8 @@ pub(crate) struct ProviderRules {
     pub(crate) rules: RuleSet,
     /// What is decided until the provider has allowed the request; always, if there is no such provider.
     pub(crate) unapproved: Decision,
+    /// Why it can't be asked about a connection, if it speaks HTTP.
+    pub(crate) only_requests: Arc<str>,
 }
 
 /// Rules of one action, to be looked up.
@@ -151,13 +154,15 @@ impl Sets {
             let rules = RuleSet::new(Action::Custom, rules, &dry_runs);
             let reason = "a CUSTOM policy can't be tried out by a dry run, so what it matches is denied; remove the \
                           annotation or the policy";
-            custom.push(ProviderRules { provider: "".into(), kind: None, rules, unapproved: Decision::deny(reason) });
+            let unapproved = Decision::deny(reason);
+            custom.push(ProviderRules { provider: "".into(), kind: None, rules, unapproved, only_requests: "".into() });
         }
         let has_allow = policies.iter().any(|policy| policy.action == Action::Allow && counts(policy));
         Self {
             custom: custom.into(),
             deny: set(Action::Deny),
             allow: has_allow.then(|| set(Action::Allow)),
+            no_custom_matches: Decision::allow("no CUSTOM rule wants a provider asked"),
             no_deny_matches: Decision::allow("no DENY rule matches and there is no ALLOW policy"),
             no_allow_matches: Decision::deny("no ALLOW rule matches"),
         }
@@ -179,7 +184,9 @@ impl ProviderRules {
             let known = if known.is_empty() { "none is".to_owned() } else { format!("known are {}", known.join(", ")) };
             Decision::deny(format!("provider `{provider}` isn't configured ({known}), so nobody can allow it"))
         };
-        Self { provider: Arc::clone(provider), kind, rules, unapproved }
+        let only_requests =
+            format!("provider `{provider}` can only be asked about HTTP requests, so nobody can allow it");
+        Self { provider: Arc::clone(provider), kind, rules, unapproved, only_requests: only_requests.into() }
     }
 
     /// What is decided where this rule matches.

@@ -29,6 +29,8 @@ pub enum Stricter {
     HeaderLines,
     /// A TLS server name that nobody has looked at counts as whatever denies.
     UnknownServerName,
+    /// A connection that a CUSTOM rule matches is denied when its provider can only be asked about HTTP requests.
+    HttpProvider,
 }
 
 /// Why Ambit denies something, if Istio would allow it.
@@ -67,7 +69,7 @@ pub fn stricter(
 
 impl Stricter {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::AllReadings,
         Self::NoIdentity,
         Self::OddSpiffeId,
@@ -76,6 +78,7 @@ impl Stricter {
         Self::MappedAddress,
         Self::HeaderLines,
         Self::UnknownServerName,
+        Self::HttpProvider,
     ];
 
     /// Its name, which stays.
@@ -90,6 +93,7 @@ impl Stricter {
             Self::MappedAddress => "mapped-address",
             Self::HeaderLines => "header-lines",
             Self::UnknownServerName => "unknown-server-name",
+            Self::HttpProvider => "http-provider",
         }
     }
 }

@@ -3,7 +3,7 @@
 use ambit_api::{AuthorizationPolicy, Resource, load_text};
 use ambit_policy::{
     Claims, Compiled, ConnectionFacts, Decision, FieldOutcome, Options, ProviderKind, RequestFacts, RuleOutcome, Sni,
-    compile,
+    Stage, compile,
 };
 
 const CLIENT: &str = "spiffe://cluster.local/ns/a/sa/client";
@@ -161,7 +161,14 @@ fn a_provider_is_asked_first_and_then_the_rest_is_judged() {
     assert!(approved("/ext/x").is_allowed());
     let denied = approved("/ext/no");
     assert_eq!((denied.is_allowed(), denied.ask), (false, None), "its word isn't the last");
-    assert!(compiled(&yaml, false).for_connection(&facts()).decide_connection().reason.contains("a/d"), "HTTP only");
+    let bytes = compiled(&policy("c", EXT), false).for_connection(&facts());
+    let denied = bytes.with_reason(bytes.decide_connection_approved(&["ext"]), None);
+    assert!(!denied.is_allowed() && denied.ask.is_none(), "there is nothing to ask it about");
+    assert_eq!(
+        &*denied.reason,
+        "rule 0 of a/c matches; its HTTP conditions can't be judged on a connection and count as met; provider `ext` can \
+         only be asked about HTTP requests, so nobody can allow it"
+    );
     let grpc = compiled(&policy("c", &EXT.replace("ext }", "grpc }")), false).for_connection(&facts());
     assert_eq!(grpc.decide_connection().ask.as_deref(), Some("grpc"));
     assert!(grpc.decide_connection_approved(&["grpc"]).is_allowed());
@@ -259,4 +266,22 @@ fn an_explanation_shows_every_field_and_what_would_help() {
     );
     let at_l4 = compiled(&deny, false).explain(&facts(), None);
     assert_eq!(at_l4.policies[0].rules[0].to[0].fields[0].outcome, FieldOutcome::CountsAsMet);
+}
+
+#[test]
+fn the_stages_of_a_decision_are_together_the_whole() {
+    let yaml =
+        policy("c", EXT) + &policy("d", "{ action: DENY, rules: [{ to: [{ operation: { paths: [/ext/no] } }] }] }");
+    let stage = |path: &'static str, stage| decide(&yaml, &get(path).with_stage(stage));
+    assert_eq!(stage("/ext/no", Stage::Custom).ask.as_deref(), Some("ext"));
+    assert!(stage("/other", Stage::Custom).is_allowed());
+    assert!(decide(&yaml, &get("/ext/no").with_stage(Stage::Custom).with_approvals(&["ext"])).is_allowed());
+    assert!(stage("/ext/x", Stage::AfterCustom).is_allowed(), "no approval is looked for any more");
+    let denied = stage("/ext/no", Stage::AfterCustom);
+    assert!(!denied.is_allowed() && denied.reason.contains("a/d"), "{}", denied.reason);
+
+    let of = |yaml: &str| compiled(yaml, false).for_connection(&facts());
+    assert!(of(&yaml).has_custom() && !of(&yaml).observes());
+    let audit = of(&policy("a", "{ action: AUDIT, rules: [{}] }"));
+    assert!(!audit.has_custom() && audit.observes());
 }

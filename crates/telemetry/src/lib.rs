@@ -10,11 +10,13 @@ mod limits;
 mod line;
 pub mod log;
 pub mod metrics;
+mod notes;
 mod record;
 mod recorder;
 
 pub use access::{AccessLine, AccessLog};
 pub use limits::FLUSH_TIMEOUT;
 pub use line::Line;
+pub use notes::{CheckOutcome, DryRun, MAX_AUDITS, MatchedRule, Notes, ProviderCheck};
 pub use record::{ConnectionFacts, DecisionRecord, Destination, Durations, Enforcer, Source};
 pub use recorder::{MAX_QUEUED_RECORDS, Recorder, Records, recorder, recorder_counting};

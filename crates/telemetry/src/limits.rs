@@ -4,6 +4,10 @@ use std::time::Duration;
 
 /// Connections' label sets kept; past it new ones are counted together, under unknown workloads.
 pub const MAX_TRAFFIC_SERIES: usize = 8192;
+/// Label sets of a waypoint's requests kept, and as many of its TCP connections; past it new ones are counted as `other`.
+pub const MAX_REQUEST_SERIES: usize = 4096;
+/// Outcomes of policies and rules kept; past it new ones are counted as `other`.
+pub const MAX_DECISION_SERIES: usize = 16_384;
 /// DNS label sets kept.
 pub const MAX_DNS_SERIES: usize = 2048;
 /// Hostnames of workloads that are resolved on demand, kept as labels.

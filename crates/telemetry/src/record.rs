@@ -6,6 +6,8 @@ use ambit_api::SpiffeId;
 use ambit_policy::{Decision, PolicyName, Verdict};
 use serde::{Serialize, Serializer};
 
+use crate::notes::Notes;
+
 /// What was decided about one request or connection, and why.
 #[derive(Clone, Debug, Serialize)]
 pub struct DecisionRecord {
@@ -45,6 +47,9 @@ pub struct DecisionRecord {
     /// known of the connection.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connection: Option<Box<ConnectionFacts>>,
+    /// What else policies had to say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub notes: Option<Box<Notes>>,
 }
 
 /// What a connection is and did in all.
@@ -170,6 +175,7 @@ impl DecisionRecord {
             reason: Arc::clone(&decision.reason),
             durations: Durations::default(),
             connection: None,
+            notes: None,
         }
     }
 
@@ -193,7 +199,10 @@ fn rfc3339<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::
     serializer.serialize_str(&text)
 }
 
-fn display<T: std::fmt::Display, S: Serializer>(value: &Option<T>, serializer: S) -> Result<S::Ok, S::Error> {
+pub(crate) fn display<T: std::fmt::Display, S: Serializer>(
+    value: &Option<T>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
     match value {
         Some(value) => serializer.collect_str(value),
         None => serializer.serialize_none(),

@@ -19,6 +19,8 @@ pub(crate) struct Endpoint {
     pub(crate) workload: Arc<Workload>,
     /// Pod address and target port.
     pub(crate) address: SocketAddr,
+    /// For a waypoint on the way to a service: what it is asked for.
+    pub(crate) beyond: Option<SocketAddr>,
 }
 
 /// An endpoint that is healthy and has this service port, except those already tried.
@@ -49,6 +51,7 @@ pub(crate) fn pick(
 impl PartialEq for Endpoint {
     fn eq(&self, other: &Self) -> bool {
         self.address == other.address
+            && self.beyond == other.beyond
             && self.workload.uid == other.workload.uid
             && self.workload.identity == other.workload.identity
     }
@@ -69,12 +72,16 @@ impl Endpoint {
     /// The workload itself at this address, if it is its own.
     pub(crate) fn at(workload: &Arc<Workload>, address: SocketAddr) -> Option<Self> {
         let own = workload.addresses.contains(&address.ip());
-        own.then(|| Self { workload: Arc::clone(workload), address })
+        own.then(|| Self { workload: Arc::clone(workload), address, beyond: None })
     }
 
     fn of(workload: &Arc<Workload>, service: &ServiceKey, port: u16) -> Option<Self> {
         let target = *workload.services.get(service)?.get(&port)?;
         let ip: IpAddr = *workload.addresses.first()?;
-        (target != 0).then(|| Self { workload: Arc::clone(workload), address: SocketAddr::new(ip, target) })
+        (target != 0).then(|| Self {
+            workload: Arc::clone(workload),
+            address: SocketAddr::new(ip, target),
+            beyond: None,
+        })
     }
 }

@@ -175,12 +175,29 @@ impl<S> ReadAhead<S> {
 }
 
 impl<S: AsyncRead + Unpin> ReadAhead<S> {
+    /// What was read so far.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// Waits for more bytes and gives their number, 0 at the end.
     ///
     /// # Errors
     /// When reading fails.
     pub(crate) async fn more(&mut self) -> io::Result<usize> {
         self.stream.read_buf(&mut self.bytes).await
+    }
+
+    /// Ends when the stream breaks. Its orderly end is no break, and past the bound nothing is read, so nothing noticed.
+    pub(crate) async fn broken(&mut self) {
+        while self.bytes.len() < MAX_DETECTION_BYTES {
+            match self.more().await {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(_) => return,
+            }
+        }
+        std::future::pending().await
     }
 
     /// Reads as far as needed to know what the client speaks.

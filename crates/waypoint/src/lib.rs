@@ -9,17 +9,26 @@
 
 pub mod limits;
 
+mod authn;
 mod balance;
+mod custom;
 mod detect;
 mod http;
 mod listener;
+mod operators;
+mod outgoing;
+#[cfg(feature = "plain-listener")]
+mod plain;
 mod random;
 mod record;
+mod refusals;
 mod request;
 mod respond;
+mod route;
 mod server_first;
 mod session;
 mod shared;
+mod strict;
 mod tcp;
 mod tunnel;
 mod upgrade;
@@ -31,13 +40,15 @@ use ambit_api::SpiffeId;
 use ambit_hbone::{Network, Pool, socket};
 use ambit_identity::CertificateStore;
 use ambit_mesh::Store;
-use ambit_telemetry::Recorder;
-use tokio::sync::Semaphore;
+use ambit_telemetry::{Recorder, log::LevelControl};
+use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::shared::{Shared, Tasks};
 
 pub use limits::Limits;
+pub use operators::Exposure;
+pub use refusals::{Refusal, Refusals};
 
 /// Port on which node proxies terminate HBONE.
 pub const HBONE_PORT: u16 = 15008;
@@ -112,8 +123,14 @@ impl Waypoint {
             pool: Pool::new(Arc::clone(&certificates), ambit_hbone::Limits::default()),
             certificates,
             recorder,
+            operators: operators::Operators::new(),
             loads: Arc::new(ambit_mesh::loads::Loads::new(limits::LOAD_COUNTERS)),
             random: random::Random::default(),
+            refusals: Refusals::default(),
+            authorizers: custom::Clients::default(),
+            verified_tokens: authn::VerifiedTokens::default(),
+            budgets: route::Budgets::default(),
+            mirrors: Arc::new(Semaphore::new(limits::MAX_MIRRORS)),
             connections: Arc::new(Semaphore::new(config.limits.connections)),
             tunnels: Arc::new(Semaphore::new(config.limits.tunnels)),
             drain: CancellationToken::new(),
@@ -129,6 +146,18 @@ impl Waypoint {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// How often requests were refused for their form, by reason.
+    #[must_use]
+    pub fn refusals(&self) -> &Refusals {
+        &self.shared.refusals
+    }
+
+    /// Serves operators on these listeners until the waypoint drains: readiness, metrics, configuration, decisions, and
+    /// log levels if it is told where they are.
+    pub fn serve_operators(&self, listeners: Vec<TcpListener>, exposure: Exposure, levels: Option<LevelControl>) {
+        self.shared.tasks.spawn(operators::serve(Arc::clone(&self.shared), listeners, exposure, levels));
     }
 
     /// Accepts nothing new, tells clients to go elsewhere, lets requests in flight end, and cuts off what is left at

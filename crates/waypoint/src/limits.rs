@@ -18,6 +18,19 @@ pub struct Limits {
     pub connect_timeout: Duration,
 }
 
+/// Outcomes of requests, and of policies, whose counters one tunnel keeps at hand; past it they are looked up again.
+pub(crate) const MAX_TUNNEL_COUNTERS: usize = 16;
+/// Readers of the live stream of decisions at once.
+pub(crate) const MAX_STREAMS: usize = 8;
+/// Records that may wait for such a reader; one that is slower misses the oldest and is told how many.
+pub(crate) const MAX_STREAMED_RECORDS: usize = 1_024;
+/// How long an operator's connection, and so a live stream, may last.
+pub(crate) const MAX_STREAM_TIME: Duration = Duration::from_secs(3600);
+/// Dumps of the configuration, or scrapes of the metrics, in memory at a time.
+pub(crate) const MAX_ADMIN_DUMPS: usize = 2;
+/// How often the bytes of an open TCP connection are counted.
+pub(crate) const TCP_COUNT_PERIOD: Duration = Duration::from_secs(5);
+
 /// [`Limits::connections`] unless told otherwise.
 pub const MAX_CONNECTIONS: usize = 4_096;
 /// [`Limits::tunnels`] unless told otherwise.
@@ -38,6 +51,23 @@ pub(crate) const MAX_DETECTION_BYTES: usize = 16 * 1024;
 /// Longest method that detection takes for one.
 pub(crate) const MAX_METHOD_BYTES: usize = 32;
 
+/// Longest token that is looked at.
+pub(crate) const MAX_TOKEN_BYTES: usize = 16 * 1024;
+/// Deepest nesting of a token's claims.
+pub(crate) const MAX_TOKEN_NESTING: usize = 32;
+/// How far the clocks of issuers and waypoints may be apart, as in Envoy.
+pub(crate) const CLOCK_SKEW_SECONDS: u64 = 60;
+/// Keys that one token's signature is checked by, when the token doesn't say which it is.
+pub(crate) const MAX_KEYS_TRIED: usize = 16;
+/// Verified tokens that are remembered.
+pub(crate) const CACHED_TOKENS: usize = 8_192;
+/// The same, by the size of the tokens together; what they say takes a few times as much.
+pub(crate) const CACHED_TOKEN_BYTES: usize = 8 * 1024 * 1024;
+/// Parts of the memory of tokens, each with a lock of its own.
+pub(crate) const TOKEN_CACHE_PARTS: usize = 16;
+/// Longest path shown in `WWW-Authenticate`.
+pub(crate) const MAX_REALM_PATH_BYTES: usize = 256;
+
 /// A request's header lines, names and values together.
 pub(crate) const MAX_HEADER_BYTES: usize = 60 * 1024;
 /// A request's header lines, counted. Hyper's HTTP/1 parser has the same bound.
@@ -46,6 +76,9 @@ pub(crate) const MAX_HEADERS: usize = 100;
 pub(crate) const MAX_TARGET_BYTES: usize = 16 * 1024;
 /// Read buffer of one HTTP/1.1 connection.
 pub(crate) const MAX_HTTP1_BUFFER_BYTES: usize = 128 * 1024;
+
+/// Size and extensions of one chunk of a body.
+pub(crate) const MAX_CHUNK_LINE_BYTES: usize = 4 * 1024;
 
 /// Requests in flight on one HTTP/2 connection from a client.
 pub(crate) const MAX_HTTP2_STREAMS: u32 = 100;
@@ -77,6 +110,29 @@ pub(crate) const MAX_DISCARDED_BODY_BYTES: usize = 64 * 1024;
 /// How long that may take.
 pub(crate) const DISCARD_TIMEOUT: Duration = Duration::from_millis(10);
 
+/// Providers of CUSTOM policies asked about one request or connection.
+pub(crate) const MAX_PROVIDERS_ASKED: usize = 16;
+/// Providers that connections are kept to; past it, those of providers that nobody asks are closed.
+pub(crate) const MAX_KNOWN_PROVIDERS: usize = 256;
+/// Questions that one provider is asked at once; more are refused.
+pub(crate) const MAX_CHECKS: usize = 1_024;
+/// Largest answer of a provider: a denial's body goes to the client.
+pub(crate) const MAX_CHECK_ANSWER_BYTES: usize = 256 * 1024;
+/// Changes of headers that one answer of a provider may want.
+pub(crate) const MAX_CHECK_EDITS: usize = 100;
+/// Request bodies held for one provider at once, all together.
+pub(crate) const CHECKED_BODY_ROOM_BYTES: usize = 64 * 1024 * 1024;
+/// How long a request's body may take to arrive, as far as a provider is sent it.
+pub(crate) const CHECKED_BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// HTTP/1.1 connections kept to one provider.
+pub(crate) const MAX_IDLE_CHECK_CONNECTIONS: usize = 64;
+/// Pause between pings on an HTTP/2 connection to a provider while it is asked.
+pub(crate) const CHECK_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+/// How long the answer to a ping may take.
+pub(crate) const CHECK_KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes of a denial's body that become the message of a refused gRPC call.
+pub(crate) const MAX_GRPC_MESSAGE_BYTES: usize = 1_024;
+
 /// How long the last tasks may take to notice that they were cut off.
 pub(crate) const STOP_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -96,3 +152,22 @@ impl Default for Limits {
         }
     }
 }
+
+/// Bytes of a request's body that are kept for another try; a request that is larger isn't tried again.
+pub(crate) const MAX_REPLAY_BYTES: usize = 64 * 1024;
+/// Copies of requests on their way at once; past it requests aren't mirrored.
+pub(crate) const MAX_MIRRORS: usize = 1_024;
+/// Pieces of a body that wait for a copy; a copy that is slower breaks off.
+pub(crate) const MAX_MIRRORED_FRAMES: usize = 32;
+/// How long a copy may take.
+pub(crate) const MIRROR_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest time between two tries, in shortest ones.
+pub(crate) const MAX_BACKOFF_FACTOR: u32 = 10;
+/// Counters of retries; services that share one share a budget.
+pub(crate) const RETRY_BUDGETS: usize = 256;
+/// Retries of a service per hundred requests (GEP-3388).
+pub(crate) const RETRY_BUDGET_PERCENT: u64 = 20;
+/// Retries of a service in a window, however few requests there are.
+pub(crate) const RETRY_BUDGET_MINIMUM: u64 = 100;
+/// The window.
+pub(crate) const RETRY_BUDGET_WINDOW: Duration = Duration::from_secs(10);

@@ -46,7 +46,7 @@ fn take(shared: &Arc<Shared>, stream: TcpStream, peer: SocketAddr) {
         let source = Source { address: Some(peer), ..Source::default() };
         let decision = refusal("too many HBONE connections are open");
         let record = DecisionRecord::new(shared.enforcer(), source, Destination::default(), "TCP", &decision);
-        return Entry::new(record, shared.recorder.clone()).finish(None);
+        return Entry::new(record, shared.recorder.clone()).watched(&shared.operators).finish(None);
     };
     let connection = serve(Arc::clone(shared), stream, peer);
     shared.tasks.spawn(async move {

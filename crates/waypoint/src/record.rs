@@ -6,9 +6,18 @@ use std::{
 };
 
 use ambit_policy::{Decision, Verdict};
-use ambit_telemetry::{DecisionRecord, Recorder};
+use ambit_telemetry::{DecisionRecord, Notes, ProviderCheck, Recorder};
 
-use crate::balance::Endpoint;
+use ambit_telemetry::metrics::{CarriedConnection, CarriedProtocol};
+use http::Response;
+use http_body::Body as _;
+
+use crate::{
+    balance::Endpoint,
+    operators::{Kind, Meters, Operators, Tally},
+    respond,
+    upstream::Body,
+};
 
 /// A record that is filled in while its request is on its way, and handed over when dropped at the latest, so that no
 /// request goes unrecorded.
@@ -17,6 +26,12 @@ pub(crate) struct Entry {
     record: Option<DecisionRecord>,
     recorder: Recorder,
     started: Instant,
+    /// Counts what comes of it; nothing for what never was a tunnel.
+    meters: Option<Arc<Meters>>,
+    kind: Kind,
+    request_bytes: u64,
+    /// For what never was a tunnel.
+    operators: Option<Arc<Operators>>,
 }
 
 /// A denial for a reason that is no policy's.
@@ -34,12 +49,82 @@ pub(crate) fn micros_since(start: Instant) -> u64 {
 impl Entry {
     /// Starts the clock.
     pub(crate) fn new(record: DecisionRecord, recorder: Recorder) -> Self {
-        Self { record: Some(record), recorder, started: Instant::now() }
+        let mut entry = Self::unrecorded(recorder);
+        entry.record = Some(record);
+        entry
     }
 
     /// One that is never handed over, for what nobody has asked for yet.
     pub(crate) fn unrecorded(recorder: Recorder) -> Self {
-        Self { record: None, recorder, started: Instant::now() }
+        let kind = Kind::new(CarriedProtocol::Tcp);
+        let started = Instant::now();
+        Self { record: None, recorder, started, meters: None, kind, request_bytes: 0, operators: None }
+    }
+
+    /// Shown to operators, though it isn't about a tunnel.
+    pub(crate) fn watched(mut self, operators: &Arc<Operators>) -> Self {
+        self.operators = Some(Arc::clone(operators));
+        self
+    }
+
+    /// Counted as this tunnel's.
+    pub(crate) fn metered(mut self, meters: &Arc<Meters>, is_http: bool) -> Self {
+        self.meters = Some(Arc::clone(meters));
+        if is_http {
+            self.kind.protocol = CarriedProtocol::Http;
+        }
+        self
+    }
+
+    /// Whether the request is a gRPC call, and how long its body is, as far as its head says.
+    pub(crate) fn carries(&mut self, is_grpc: bool, request_bytes: Option<u64>) {
+        if is_grpc {
+            self.kind.protocol = CarriedProtocol::Grpc;
+        }
+        self.request_bytes = request_bytes.unwrap_or_default();
+    }
+
+    /// Envoy's word for what went wrong.
+    pub(crate) fn flag(&mut self, flags: &'static str) {
+        self.kind.flags = flags;
+    }
+
+    /// Counts a TCP connection until the returned value is dropped.
+    pub(crate) fn connection(&self) -> Option<CarriedConnection> {
+        Some(self.meters.as_ref()?.connection(&self.kind))
+    }
+
+    /// The answer in the words of the Gateway, if it is a denial and the Gateway has some.
+    pub(crate) fn answer(&self, response: Response<Body>) -> Response<Body> {
+        respond::in_words_of(response, || self.meters.as_ref()?.denial())
+    }
+
+    /// Hands it over with the head of an endpoint's response. What is returned counts the request when its body has ended.
+    pub(crate) fn finish_streaming<B>(mut self, response: &Response<B>) -> Option<Tally> {
+        self.kind.note_grpc_status(response.headers());
+        let tally = self.tally(Some(response.status().as_u16()));
+        self.finish(Some(response.status().as_u16()));
+        tally
+    }
+
+    /// Hands it over with the waypoint's own answer.
+    pub(crate) fn finish_with(mut self, response: &Response<Body>) {
+        self.kind.note_grpc_status(response.headers());
+        let status = Some(response.status().as_u16());
+        if let Some(mut tally) = self.tally(status) {
+            tally.sent(response.body().size_hint().exact().unwrap_or_default());
+        }
+        self.finish(status);
+    }
+
+    /// At most one per entry.
+    fn tally(&mut self, status: Option<u16>) -> Option<Tally> {
+        if self.kind.protocol == CarriedProtocol::Tcp {
+            return None;
+        }
+        let kind = Kind { code: status.unwrap_or_default(), ..self.kind.clone() };
+        self.kind.protocol = CarriedProtocol::Tcp;
+        Some(Tally::new(Arc::clone(self.meters.as_ref()?), kind, self.started, self.request_bytes))
     }
 
     /// Method and path without query.
@@ -61,9 +146,20 @@ impl Entry {
         });
     }
 
+    /// A provider of CUSTOM policies was asked.
+    pub(crate) fn checked(&mut self, check: ProviderCheck) {
+        self.note(|notes| notes.providers.push(check));
+    }
+
+    /// What policies had to say that change no verdict.
+    pub(crate) fn note(&mut self, note: impl FnOnce(&mut Notes)) {
+        self.edit(|record| note(record.notes.get_or_insert_default()));
+    }
+
     /// Where it went.
     pub(crate) fn endpoint(&mut self, endpoint: &Endpoint) {
         let workload = &endpoint.workload;
+        self.kind.endpoint = Some(Arc::clone(workload));
         self.edit(|record| {
             record.destination.workload = Some(format!("{}/{}", workload.namespace, workload.name).into());
         });
@@ -92,6 +188,9 @@ impl Entry {
 
     /// Hands it over with the status the client gets.
     pub(crate) fn finish(mut self, status: Option<u16>) {
+        if status.is_some() {
+            drop(self.tally(status));
+        }
         self.edit(|record| record.status = status);
         self.hand_over();
     }
@@ -105,6 +204,14 @@ impl Entry {
     fn hand_over(&mut self) {
         if let Some(mut record) = self.record.take() {
             record.durations.total_us = micros_since(self.started);
+            match (&self.meters, &self.operators) {
+                (Some(meters), _) => meters.decided(&record),
+                (None, Some(operators)) => {
+                    operators.outcome(record.policy.as_ref(), record.rule, "deny").count(record.time);
+                    operators.observed(&record);
+                }
+                (None, None) => {}
+            }
             self.recorder.record(record);
         }
     }
@@ -112,6 +219,11 @@ impl Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
+        if self.record.is_some() {
+            // No answer: the client went away.
+            self.kind.flags = "DC";
+            drop(self.tally(None));
+        }
         self.edit(|record| {
             if record.verdict == Verdict::Allow {
                 record.reason = "the client went away before the answer".into();

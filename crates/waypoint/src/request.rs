@@ -1,13 +1,17 @@
 //! What a request must look like to be judged, and what of it goes on to the backend (`spec/waypoint.md` 5.8).
 
-use ambit_policy::{HeaderLines, HttpVersion, RequestFacts};
+use std::sync::Arc;
+
+use ambit_policy::{Claims, HeaderLines, HttpVersion, RequestFacts};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version, header, request,
     uri::{Authority, PathAndQuery, Scheme},
 };
 
 use crate::{
+    custom::{Approvals, Asked},
     limits::{MAX_HEADER_BYTES, MAX_HEADERS, MAX_TARGET_BYTES},
+    refusals::Refusal,
     upstream::Protocol,
 };
 
@@ -26,6 +30,12 @@ pub(crate) struct Checked {
     pub(crate) headers: HeaderMap,
     /// How it came.
     pub(crate) version: Version,
+    /// Providers of CUSTOM policies that allowed it, and what it was before they changed it; nothing if none was asked.
+    pub(crate) asked: Option<Arc<Asked>>,
+    /// What its verified token says.
+    pub(crate) claims: Option<Arc<Claims>>,
+    /// What the application is told of the client's certificate; nothing unless the Gateway asks for it.
+    pub(crate) client_certificate: Option<HeaderValue>,
 }
 
 /// Why a request isn't even judged.
@@ -33,8 +43,8 @@ pub(crate) struct Checked {
 pub(crate) struct Rejected {
     /// What the client is told.
     pub(crate) status: StatusCode,
-    /// What the record says.
-    pub(crate) reason: &'static str,
+    /// What is counted, and what the record says.
+    pub(crate) refusal: Refusal,
 }
 
 /// Checks a request that could mean different things to different readers.
@@ -42,17 +52,14 @@ pub(crate) struct Rejected {
 /// # Errors
 /// [`Rejected`] with the status to answer.
 pub(crate) fn check<B>(request: &Request<B>) -> Result<Checked, Rejected> {
-    if request.version() < Version::HTTP_11 {
-        return Err(Rejected::new(StatusCode::UPGRADE_REQUIRED, "HTTP/1.0 is not served; use HTTP/1.1 or HTTP/2"));
-    }
     if request.method() == Method::CONNECT {
-        return Err(Rejected::new(StatusCode::FORBIDDEN, "CONNECT inside a tunnel leads nowhere"));
+        return Err(Rejected::new(StatusCode::FORBIDDEN, Refusal::Connect));
     }
     check_headers(request.headers())?;
     let authority = authority(request)?;
     let target = target(request.method(), request.uri())?;
     let (method, headers, version) = (request.method().clone(), request.headers().clone(), request.version());
-    Ok(Checked { method, authority, target, headers, version })
+    Ok(Checked { method, authority, target, headers, version, asked: None, claims: None, client_certificate: None })
 }
 
 /// The head that goes to the backend.
@@ -66,6 +73,9 @@ pub(crate) fn forwarded(
     strip_hop_by_hop(&mut head.headers);
     for name in CLIENT_MAY_NOT_SEND {
         head.headers.remove(name);
+    }
+    if let Some(value) = &checked.client_certificate {
+        head.headers.insert(X_FORWARDED_CLIENT_CERT, value.clone());
     }
     // The waypoint answers the expectation itself when it starts to read the body.
     head.headers.remove(header::EXPECT);
@@ -148,8 +158,10 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
+static NO_APPROVALS: Approvals = Approvals::none();
 const GRPC: &[u8] = b"application/grpc";
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 const HOP_BY_HOP: [HeaderName; 5] = [
@@ -161,9 +173,9 @@ const HOP_BY_HOP: [HeaderName; 5] = [
 ];
 
 /// Names that stand for what a proxy says: control of a proxy, and facts about the client that only a proxy knows.
-const CLIENT_MAY_NOT_SEND: [HeaderName; 10] = [
+pub(crate) const CLIENT_MAY_NOT_SEND: [HeaderName; 10] = [
     HeaderName::from_static("ambit-source"),
-    HeaderName::from_static("x-forwarded-client-cert"),
+    X_FORWARDED_CLIENT_CERT,
     HeaderName::from_static("x-envoy-internal"),
     HeaderName::from_static("x-envoy-retry-on"),
     HeaderName::from_static("x-envoy-max-retries"),
@@ -178,13 +190,17 @@ fn check_headers(headers: &HeaderMap) -> Result<(), Rejected> {
     let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
     if headers.len() > MAX_HEADERS || bytes > MAX_HEADER_BYTES {
         let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
-        return Err(Rejected::new(status, "the request has too many or too large header lines"));
+        return Err(Rejected::new(status, Refusal::LargeHead));
     }
     if headers.contains_key(header::CONTENT_LENGTH) && headers.contains_key(header::TRANSFER_ENCODING) {
-        return Err(Rejected::bad("the request has both `content-length` and `transfer-encoding`"));
+        return Err(Rejected::bad(Refusal::LengthAndEncoding));
+    }
+    // HTTP/2 lets the same length stand twice; a backend of HTTP/1.1 wouldn't.
+    if headers.get_all(header::CONTENT_LENGTH).iter().nth(1).is_some() {
+        return Err(Rejected::bad(Refusal::RepeatedLength));
     }
     if headers.get_all(header::AUTHORIZATION).iter().nth(1).is_some() {
-        return Err(Rejected::bad("the request has more than one `authorization` header"));
+        return Err(Rejected::bad(Refusal::RepeatedAuthorization));
     }
     Ok(())
 }
@@ -194,35 +210,35 @@ fn authority<B>(request: &Request<B>) -> Result<Authority, Rejected> {
     let host = match (hosts.next(), hosts.next()) {
         (None, _) => None,
         (Some(host), None) => {
-            Some(Authority::try_from(host.as_bytes()).map_err(|_| Rejected::bad("the `host` header is malformed"))?)
+            Some(Authority::try_from(host.as_bytes()).map_err(|_| Rejected::bad(Refusal::MalformedHost))?)
         }
-        (Some(_), Some(_)) => return Err(Rejected::bad("the request has more than one `host` header")),
+        (Some(_), Some(_)) => return Err(Rejected::bad(Refusal::RepeatedHost)),
     };
     let authority = match (request.uri().authority(), host) {
         (Some(target), Some(host)) if !target.as_str().eq_ignore_ascii_case(host.as_str()) => {
-            return Err(Rejected::bad("the `host` header and the request target name different hosts"));
+            return Err(Rejected::bad(Refusal::ConflictingHost));
         }
         (_, Some(host)) => host,
         // HTTP/1.1 requires the header even with an absolute target.
         (Some(target), None) if request.version() >= Version::HTTP_2 => target.clone(),
-        (_, None) => return Err(Rejected::bad("the request has no `host` header")),
+        (_, None) => return Err(Rejected::bad(Refusal::NoHost)),
     };
     if authority.as_str().contains('@') {
-        return Err(Rejected::bad("the request's host holds user information"));
+        return Err(Rejected::bad(Refusal::UserInformation));
     }
     Ok(authority)
 }
 
 fn target(method: &Method, uri: &Uri) -> Result<PathAndQuery, Rejected> {
-    let malformed = Rejected::bad("the request target is malformed");
+    let malformed = Rejected::bad(Refusal::MalformedTarget);
     if let (Some(scheme), true) = (uri.scheme_str(), uri.authority().is_some())
         && !["http", "https"].contains(&scheme)
     {
-        return Err(Rejected::bad("the request target has a scheme other than http"));
+        return Err(Rejected::bad(Refusal::ForeignScheme));
     }
     let target = uri.path_and_query().ok_or(malformed)?;
     if target.as_str().len() > MAX_TARGET_BYTES {
-        return Err(Rejected::new(StatusCode::URI_TOO_LONG, "the request target is too long"));
+        return Err(Rejected::new(StatusCode::URI_TOO_LONG, Refusal::LongTarget));
     }
     match target.as_str().as_bytes().first() {
         Some(b'/') => match ambit_policy::normalized_target(target.as_str()) {
@@ -257,12 +273,12 @@ fn join_cookies(headers: &mut HeaderMap) {
 // === impl Rejected ===
 
 impl Rejected {
-    fn new(status: StatusCode, reason: &'static str) -> Self {
-        Self { status, reason }
+    fn new(status: StatusCode, refusal: Refusal) -> Self {
+        Self { status, refusal }
     }
 
-    fn bad(reason: &'static str) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, reason)
+    fn bad(refusal: Refusal) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, refusal)
     }
 }
 
@@ -281,6 +297,21 @@ impl Checked {
         RequestFacts::new(self.method.as_str(), self.target.as_str(), self.authority.as_str())
             .with_version(version)
             .with_headers(self)
+            .with_claims(self.claims.as_deref())
+    }
+
+    /// The same as the client sent them, before a provider changed anything.
+    pub(crate) fn facts_as_sent(&self) -> RequestFacts<'_> {
+        let facts = self.facts();
+        match &self.asked {
+            None => facts,
+            Some(asked) => RequestFacts { path: asked.target.as_str(), headers: &**asked, ..facts },
+        }
+    }
+
+    /// The providers that have allowed it.
+    pub(crate) fn approvals(&self) -> &Approvals {
+        self.asked.as_ref().map_or(&NO_APPROVALS, |asked| &asked.approvals)
     }
 
     /// The target without its query, for records: a query may hold secrets.

@@ -1,5 +1,8 @@
 //! Answers that the waypoint gives itself (`spec/waypoint.md` 5.8).
 
+use std::sync::Arc;
+
+use ambit_mesh::view::Denial;
 use bytes::Bytes;
 use http::{HeaderValue, Method, Response, StatusCode, header};
 use http_body_util::{BodyExt, Empty, Full};
@@ -19,7 +22,32 @@ pub(crate) struct Style {
 
 /// Refused by policy. The text and its headers are Istio's, to the byte; nothing in it tells which policy.
 pub(crate) fn denied(style: Style) -> Response<Body> {
-    text(StatusCode::FORBIDDEN, "RBAC: access denied", style)
+    let mut response = text(StatusCode::FORBIDDEN, "RBAC: access denied", style);
+    response.extensions_mut().insert(Denied(style));
+    response
+}
+
+/// Marks the answer to what policies deny.
+#[derive(Clone, Copy, Debug)]
+struct Denied(Style);
+
+/// The same answer; if it is a denial, as the Gateway wants it, if it wants anything.
+pub(crate) fn in_words_of(
+    mut response: Response<Body>,
+    denial: impl FnOnce() -> Option<Arc<Denial>>,
+) -> Response<Body> {
+    let Some(Denied(style)) = response.extensions_mut().remove::<Denied>() else { return response };
+    let Some(denial) = denial() else { return response };
+    if style.grpc {
+        response.headers_mut().insert("grpc-message", denial.grpc_message.clone());
+        return response;
+    }
+    *response.status_mut() = denial.status;
+    let message = Bytes::copy_from_slice(denial.message.as_bytes());
+    response.headers_mut().insert(header::CONTENT_TYPE, denial.content_type.clone());
+    response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(message.len()));
+    let body = Full::new(message).map_err(|never| match never {}).boxed_unsync();
+    response.map(|_| if style.head { empty() } else { body })
 }
 
 /// No endpoint gave an answer.
@@ -30,6 +58,14 @@ pub(crate) fn unavailable(style: Style) -> Response<Body> {
 /// A short text with this status.
 pub(crate) fn text(status: StatusCode, text: &'static str, style: Style) -> Response<Body> {
     let mut response = if style.grpc { grpc(status, text) } else { plain(status, text, style.head) };
+    if style.close {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+/// The same answer, on a connection that may have to end.
+pub(crate) fn closing(mut response: Response<Body>, style: Style) -> Response<Body> {
     if style.close {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
@@ -61,7 +97,7 @@ fn grpc(status: StatusCode, text: &'static str) -> Response<Body> {
 }
 
 /// The gRPC code for an HTTP status (gRPC's own "HTTP to gRPC status code mapping").
-fn grpc_status(status: StatusCode) -> u16 {
+pub(crate) fn grpc_status(status: StatusCode) -> u16 {
     match status {
         StatusCode::BAD_REQUEST => 13,
         StatusCode::UNAUTHORIZED => 16,

@@ -16,11 +16,13 @@ use tokio::io::AsyncRead;
 
 use crate::{
     balance::Endpoint,
+    custom::Approvals,
     detect::{Prefixed, ReadAhead, Spoken, classify_server},
     limits::SERVER_FIRST_SILENCE,
     record::Entry,
+    route,
     session::{Question, Session},
-    upstream::{self, Stream},
+    upstream::Stream,
 };
 
 /// A connection to an endpoint, opened before it was known what is spoken.
@@ -81,11 +83,12 @@ where
 /// when they stop to.
 async fn greeting(session: &Session, early: &mut Option<Early>) {
     let mut changes = session.shared.store.changes();
+    let question = Question::Connection(Approvals::default());
     loop {
         if let Some(view) = session.allows_connection() {
             tokio::select! {
                 biased;
-                _denial = session.denied(&Question::Connection) => *early = None,
+                _denial = session.denied(&question) => *early = None,
                 () = listen(session, view, early) => return,
             }
         }
@@ -100,7 +103,7 @@ async fn greeting(session: &Session, early: &mut Option<Early>) {
 async fn listen(session: &Session, view: Arc<View>, early: &mut Option<Early>) {
     let start = Instant::now();
     let mut entry = Entry::unrecorded(session.shared.recorder.clone());
-    let opened = upstream::open(session, &view, &mut entry).await;
+    let opened = route::open(session, &view, None, &mut entry).await;
     drop(view);
     match opened {
         Ok((endpoint, stream)) => {

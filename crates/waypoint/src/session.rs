@@ -2,16 +2,22 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, LazyLock, Mutex, PoisonError, Weak},
 };
 
 use ambit_api::SpiffeId;
-use ambit_mesh::{View, view::ServiceKey};
-use ambit_policy::{Compiled, ConnectionFacts, Decision, Residual};
-use ambit_telemetry::{DecisionRecord, Destination, Source};
+use ambit_mesh::{
+    View,
+    view::{Authentication, ServiceKey, routes::ServiceRoutes},
+};
+use ambit_policy::{Compiled, ConnectionFacts, Decision, Residual, Stage};
+use ambit_telemetry::{DecisionRecord, Destination, DryRun, MAX_AUDITS, MatchedRule, Source};
 use ambit_xds::workload::AppProtocol;
+use http::HeaderValue;
 
 use crate::{
+    custom::Approvals,
+    operators::Meters,
     record::{Entry, refusal},
     request::Checked,
     shared::Shared,
@@ -53,8 +59,11 @@ pub(crate) struct Session {
     pub(crate) target: Target,
     pub(crate) upstreams: Upstreams,
     source: Source,
+    pub(crate) meters: Arc<Meters>,
     /// The policies last asked, with the connection's facts folded in.
     folded: Mutex<Option<Folded>>,
+    /// What was in force when it was last asked for.
+    known: Mutex<Option<Known>>,
 }
 
 /// What is in force for a session at this moment.
@@ -62,16 +71,34 @@ pub(crate) struct Session {
 pub(crate) struct Standing {
     pub(crate) view: Arc<View>,
     pub(crate) protocol: AppProtocol,
+    /// Whose tokens are believed, if any are looked at.
+    pub(crate) authentication: Option<Arc<Authentication>>,
+    /// The routes of the service, if it has some.
+    pub(crate) routes: Option<Arc<ServiceRoutes>>,
+    /// What applications are told of the client's certificate, if the Gateway asks for it.
+    pub(crate) client_certificate: Option<HeaderValue>,
+    residual: Arc<Residual>,
+}
+
+/// What was in force for a session under one view, so that requests under the same view don't look it up again.
+#[derive(Debug)]
+struct Known {
+    /// Weak, so that a silent session doesn't keep an old view; held, so that its address can't be given to another.
+    view: Weak<View>,
+    protocol: AppProtocol,
+    authentication: Option<Arc<Authentication>>,
+    routes: Option<Arc<ServiceRoutes>>,
+    client_certificate: Option<HeaderValue>,
     residual: Arc<Residual>,
 }
 
 /// What may have to be asked again when the configuration changes.
 #[derive(Clone, Debug)]
 pub(crate) enum Question {
-    /// May this connection exist?
-    Connection,
+    /// May this connection exist, which these providers have allowed?
+    Connection(Approvals),
     /// May this request be made?
-    Request(Checked),
+    Request(Box<Checked>),
 }
 
 #[derive(Debug)]
@@ -80,6 +107,9 @@ struct Folded {
     policies: Arc<Compiled>,
     residual: Arc<Residual>,
 }
+
+/// Until something else is decided.
+static UNDECIDED: LazyLock<Decision> = LazyLock::new(|| refusal("not judged"));
 
 // === impl Client ===
 
@@ -113,8 +143,11 @@ impl Target {
 
 impl Session {
     pub(crate) fn new(shared: Arc<Shared>, client: Client, target: Target) -> Self {
-        let source = client.source(&shared.store.load());
-        Self { shared, client, target, upstreams: Upstreams::default(), source, folded: Mutex::default() }
+        let view = shared.store.load();
+        let source = client.source(&view);
+        let meters = Meters::new(&shared.operators, &view, &client, &target);
+        let (folded, known) = (Mutex::default(), Mutex::default());
+        Self { shared, client, target, upstreams: Upstreams::default(), source, meters, folded, known }
     }
 
     /// The policies and the port as they are now.
@@ -123,6 +156,18 @@ impl Session {
     /// A denial, when the service isn't served here (any more).
     pub(crate) fn standing(&self) -> Result<Standing, Decision> {
         let view = self.shared.store.load();
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*known {
+            Some(known) if std::ptr::eq(known.view.as_ptr(), &raw const *view) => Ok(known.standing(view)),
+            _ => {
+                let standing = self.look_up(view)?;
+                *known = Some(Known::of(&standing));
+                Ok(standing)
+            }
+        }
+    }
+
+    fn look_up(&self, view: Arc<View>) -> Result<Standing, Decision> {
         let Target { addressee, name, address } = &self.target;
         let waypoint = &self.shared.name;
         let Some(bundle) = view.waypoint(&self.shared.config.namespace, &self.shared.config.name) else {
@@ -156,22 +201,37 @@ impl Session {
             }
         };
         let residual = self.fold(policies);
-        Ok(Standing { view, protocol, residual })
+        let authentication = match addressee {
+            Addressee::Service(_) if bundle.authentications.is_empty() => None,
+            Addressee::Service(key) => bundle.authentications.get(key).cloned(),
+            Addressee::Workload(_) => bundle.workload_authentication.clone(),
+        };
+        let routes = match addressee {
+            Addressee::Service(key) if !bundle.routes.is_empty() => bundle.routes.get(key).cloned(),
+            _ => None,
+        };
+        self.meters.set(&bundle.settings);
+        // Identities consist of visible ASCII.
+        let client_certificate = bundle.settings.client_identity.then(|| {
+            let (by, client) = (&self.shared.config.identity, &self.client.identity);
+            HeaderValue::try_from(format!("By={by};URI={client}")).ok()
+        });
+        let client_certificate = client_certificate.flatten();
+        Ok(Standing { view, protocol, authentication, routes, client_certificate, residual })
     }
 
     /// The configuration as it is now, if it lets this connection carry bytes of any kind.
     pub(crate) fn allows_connection(&self) -> Option<Arc<View>> {
         let standing = self.standing().ok()?;
-        standing.decide_connection().is_allowed().then_some(standing.view)
+        standing.decide_connection(&Approvals::default()).is_allowed().then_some(standing.view)
     }
 
     /// A record of this session that says "denied" until something else is decided.
     pub(crate) fn entry(&self, protocol: &'static str) -> Entry {
         let destination = self.target.destination();
-        let undecided = refusal("not judged");
         let enforcer = self.shared.enforcer();
-        let record = DecisionRecord::new(enforcer, self.source.clone(), destination, protocol, &undecided);
-        Entry::new(record, self.shared.recorder.clone())
+        let record = DecisionRecord::new(enforcer, self.source.clone(), destination, protocol, &UNDECIDED);
+        Entry::new(record, self.shared.recorder.clone()).metered(&self.meters, protocol.starts_with("HTTP"))
     }
 
     /// Ends, with a record, when a change of the configuration denies what was allowed.
@@ -205,7 +265,7 @@ impl Session {
         match self.standing() {
             Err(refusal) => refusal,
             Ok(standing) => match question {
-                Question::Connection => standing.decide_connection(),
+                Question::Connection(approvals) => standing.decide_connection(approvals),
                 Question::Request(checked) => standing.decide(checked),
             },
         }
@@ -230,25 +290,88 @@ impl Session {
     }
 }
 
+// === impl Known ===
+
+impl Known {
+    fn of(standing: &Standing) -> Self {
+        let Standing { view, protocol, authentication, routes, client_certificate, residual } = standing;
+        Self {
+            view: Arc::downgrade(view),
+            protocol: *protocol,
+            authentication: authentication.clone(),
+            routes: routes.clone(),
+            client_certificate: client_certificate.clone(),
+            residual: Arc::clone(residual),
+        }
+    }
+
+    /// INVARIANT: `view` is the one that this was found under.
+    fn standing(&self, view: Arc<View>) -> Standing {
+        let Self { protocol, authentication, routes, client_certificate, residual, .. } = self;
+        Standing {
+            view,
+            protocol: *protocol,
+            authentication: authentication.clone(),
+            routes: routes.clone(),
+            client_certificate: client_certificate.clone(),
+            residual: Arc::clone(residual),
+        }
+    }
+}
+
 // === impl Standing ===
 
 impl Standing {
+    /// True if CUSTOM policies may want a provider asked.
+    pub(crate) fn has_custom(&self) -> bool {
+        self.residual.has_custom()
+    }
+
     /// Judges a request; a port that is declared to carry something else than HTTP carries none.
     pub(crate) fn decide(&self, checked: &Checked) -> Decision {
         if matches!(self.protocol, AppProtocol::Tcp | AppProtocol::Tls) {
             return refusal("the port no longer speaks HTTP");
         }
-        let facts = checked.facts();
+        if self.has_custom() {
+            let decision = self.decide_custom(checked);
+            if !decision.is_allowed() {
+                return decision;
+            }
+        }
+        let facts = checked.facts().with_stage(Stage::AfterCustom);
+        let decision = self.residual.decide(&facts);
+        if decision.is_allowed() { decision } else { self.residual.with_reason(decision, Some(&facts)) }
+    }
+
+    /// Judges a request, as it was sent, by CUSTOM policies alone.
+    pub(crate) fn decide_custom(&self, checked: &Checked) -> Decision {
+        let approved = checked.approvals().names();
+        let facts = checked.facts_as_sent().with_stage(Stage::Custom).with_approvals(&approved);
         let decision = self.residual.decide(&facts);
         if decision.is_allowed() { decision } else { self.residual.with_reason(decision, Some(&facts)) }
     }
 
     /// Judges the connection itself; a port that is declared to speak HTTP carries nothing else.
-    pub(crate) fn decide_connection(&self) -> Decision {
+    pub(crate) fn decide_connection(&self, approvals: &Approvals) -> Decision {
         if matches!(self.protocol, AppProtocol::Http11 | AppProtocol::Http2 | AppProtocol::Grpc) {
             return refusal("the port speaks only HTTP");
         }
-        let decision = self.residual.decide_connection();
+        let decision = self.residual.decide_connection_approved(&approvals.names());
         if decision.is_allowed() { decision } else { self.residual.with_reason(decision, None) }
+    }
+
+    /// Notes what AUDIT and dry-run policies say of a request, or of the connection.
+    pub(crate) fn observe(&self, checked: Option<&Checked>, approvals: &Approvals, entry: &mut Entry) {
+        if !self.residual.observes() {
+            return;
+        }
+        let approved = approvals.names();
+        let facts = checked.map(|checked| checked.facts().with_approvals(&approved));
+        let audits = self.residual.audits(facts.as_ref());
+        let dry_run = self.residual.dry_run(facts.as_ref());
+        entry.note(|notes| {
+            notes.audits = audits.iter().take(MAX_AUDITS).map(MatchedRule::from).collect();
+            notes.dry_run = dry_run.map(DryRun::from);
+        });
     }
 }

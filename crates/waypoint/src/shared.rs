@@ -9,7 +9,10 @@ use ambit_telemetry::{Enforcer, Recorder};
 use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{Config, random::Random};
+use crate::{
+    Config, authn::VerifiedTokens, custom::Clients, operators::Operators, random::Random, refusals::Refusals,
+    route::Budgets,
+};
 
 /// One waypoint's state.
 pub(crate) struct Shared {
@@ -21,8 +24,16 @@ pub(crate) struct Shared {
     pub(crate) certificates: Arc<CertificateStore>,
     pub(crate) pool: Arc<Pool>,
     pub(crate) recorder: Recorder,
+    pub(crate) operators: Arc<Operators>,
     pub(crate) loads: Arc<Loads>,
     pub(crate) random: Random,
+    pub(crate) refusals: Refusals,
+    pub(crate) authorizers: Clients,
+    pub(crate) verified_tokens: VerifiedTokens,
+    /// What retries cost, per service.
+    pub(crate) budgets: Budgets,
+    /// Copies of requests on their way.
+    pub(crate) mirrors: Arc<Semaphore>,
     pub(crate) connections: Arc<Semaphore>,
     pub(crate) tunnels: Arc<Semaphore>,
     /// Nothing new; what is in flight may end.

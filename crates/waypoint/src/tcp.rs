@@ -1,14 +1,18 @@
 //! Anything that isn't HTTP: judged by the connection's facts, then carried as bytes (`spec/waypoint.md` 5.5).
 
-use std::{sync::Arc, time::Instant};
+use std::{pin::pin, sync::Arc, time::Instant};
 
-use ambit_hbone::copy::{self, HALF_CLOSE_IDLE_TIMEOUT, Reset};
+use ambit_hbone::copy::{self, CopyError, HALF_CLOSE_IDLE_TIMEOUT, Moved, Reset, Timeouts};
 use ambit_mesh::{View, loads::InFlight};
+use ambit_telemetry::metrics::CarriedConnection;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::{
+    custom::{self, Approvals},
     detect::{Prefixed, ReadAhead},
+    limits::TCP_COUNT_PERIOD,
     record::{Entry, micros_since},
+    route,
     server_first::Early,
     session::{Question, Session},
     upstream::{self, Stream},
@@ -21,29 +25,98 @@ where
 {
     let mut entry = session.entry("TCP");
     let start = Instant::now();
-    let judged = session.standing().map(|standing| (standing.decide_connection(), standing.view));
-    let (decision, view) = match judged {
-        Ok((decision, view)) => (decision, Some(view)),
+    let none = Approvals::default();
+    let judged = session.standing().map(|standing| (standing.decide_connection(&none), standing));
+    let (decision, standing) = match judged {
+        Ok((decision, standing)) => (decision, Some(standing)),
         Err(refusal) => (refusal, None),
     };
+    if decision.ask.is_some() {
+        return ask_first(session, stream, early, entry).await;
+    }
     entry.decided(&decision, Some(micros_since(start)));
-    let Some(view) = view.filter(|_| decision.is_allowed()) else {
-        entry.finish(None);
-        return stream.reset();
+    if let Some(standing) = &standing {
+        standing.observe(None, &none, &mut entry);
+    }
+    match standing.filter(|_| decision.is_allowed()) {
+        Some(standing) => carry(session, stream, early, entry, standing.view, none).await,
+        None => {
+            entry.finish(None);
+            stream.reset();
+        }
+    }
+}
+
+/// Serves one tunnel that a CUSTOM policy wants a provider asked about. Meanwhile only so much is read of it that its
+/// client is noticed to go away.
+async fn ask_first<S>(session: Arc<Session>, stream: S, early: Option<Early>, mut entry: Entry)
+where
+    S: AsyncRead + AsyncWrite + Reset + Unpin,
+{
+    let mut ahead = ReadAhead::new(stream);
+    let asked = tokio::select! {
+        asked = Box::pin(custom::authorize_connection(&session, &mut entry)) => asked,
+        () = ahead.broken() => {
+            entry.failed("the client went away before the answer");
+            return entry.finish(None);
+        }
     };
-    let mut upstream = match reach(&session, &view, early, &mut entry).await {
+    let mut stream = ahead.into_stream();
+    match asked {
+        Some((standing, approvals)) => carry(session, stream, early, entry, standing.view, approvals).await,
+        None => {
+            entry.finish(None);
+            stream.reset();
+        }
+    }
+}
+
+/// Carries what is allowed.
+async fn carry<S>(
+    session: Arc<Session>,
+    stream: S,
+    early: Option<Early>,
+    entry: Entry,
+    view: Arc<View>,
+    approvals: Approvals,
+) where
+    S: AsyncRead + AsyncWrite + Reset + Unpin,
+{
+    if !route::needs_server_name(&session, &view) {
+        return carry_to(session, stream, (early, None), entry, view, approvals).await;
+    }
+    let mut ahead = ReadAhead::new(stream);
+    let name = route::server_name(&mut ahead, session.shared.config.limits.detection_timeout).await;
+    carry_to(session, ahead.into_stream(), (early, name), entry, view, approvals).await;
+}
+
+/// Carries it to where the routes for this server's name lead.
+async fn carry_to<S>(
+    session: Arc<Session>,
+    mut stream: S,
+    (early, server_name): (Option<Early>, Option<String>),
+    mut entry: Entry,
+    view: Arc<View>,
+    approvals: Approvals,
+) where
+    S: AsyncRead + AsyncWrite + Reset + Unpin,
+{
+    let mut upstream = match reach(&session, &view, early, server_name.as_deref(), &mut entry).await {
         Ok(upstream) => upstream,
         Err(error) => {
             entry.failed(&error.to_string());
+            entry.flag(error.flag());
+            drop(entry.connection());
             entry.finish(None);
             return stream.reset();
         }
     };
+    let counted = entry.connection();
     entry.finish(None);
     drop(view);
-    let revoked = Arc::clone(&session).revoked(Question::Connection, "TCP");
+    let revoked = Arc::clone(&session).revoked(Question::Connection(approvals), "TCP");
     let ended = tokio::select! {
-        copied = copy::bidirectional(&mut stream, &mut upstream.0, HALF_CLOSE_IDLE_TIMEOUT) => {
+        copied = counting(&mut stream, &mut upstream.0, counted) => {
             copied.map_err(|error| error.to_string())
         }
         () = revoked => {
@@ -57,19 +130,67 @@ where
     }
 }
 
+/// Copies both ways and counts the bytes, of a long connection also while it lasts.
+async fn counting<A, B>(
+    client: &mut A,
+    upstream: &mut B,
+    counted: Option<CarriedConnection>,
+) -> Result<(u64, u64), CopyError>
+where
+    A: AsyncRead + AsyncWrite + Reset + Unpin,
+    B: AsyncRead + AsyncWrite + Reset + Unpin,
+{
+    let (moved, timeouts) = (Moved::default(), Timeouts { half_close: HALF_CLOSE_IDLE_TIMEOUT, ..Timeouts::default() });
+    // Dropped however the copy ends, or when it is cancelled.
+    let mut counted = Counting { moved: &moved, counted, told: (0, 0) };
+    let mut copied = pin!(copy::bidirectional_counting(client, upstream, timeouts, &moved));
+    loop {
+        tokio::select! {
+            ended = copied.as_mut() => return ended,
+            () = tokio::time::sleep(TCP_COUNT_PERIOD) => counted.tell(),
+        }
+    }
+}
+
+/// How much of what was moved has been counted.
+struct Counting<'a> {
+    moved: &'a Moved,
+    counted: Option<CarriedConnection>,
+    told: (u64, u64),
+}
+
+impl Counting<'_> {
+    fn tell(&mut self) {
+        let now = self.moved.get();
+        if let Some(counted) = &self.counted {
+            counted.received(now.0.saturating_sub(self.told.0));
+            counted.sent(now.1.saturating_sub(self.told.1));
+        }
+        self.told = now;
+    }
+}
+
+impl Drop for Counting<'_> {
+    fn drop(&mut self) {
+        self.tell();
+    }
+}
+
 /// The connection opened early, unless its endpoint is no longer one, or else a new one.
 async fn reach(
     session: &Session,
     view: &View,
     early: Option<Early>,
+    server_name: Option<&str>,
     entry: &mut Entry,
 ) -> Result<(Prefixed<Stream>, InFlight), upstream::Error> {
-    if let Some(early) = early.filter(|early| session.is_usable(view, &early.endpoint)) {
+    let way = route::way_of(session, view, server_name)?;
+    if let Some(early) = early.filter(|early| session.is_usable(view, &way, &early.endpoint)) {
         entry.endpoint(&early.endpoint);
         entry.connected_before(early.connect_time);
         return Ok((early.reader.into_stream(), early.in_flight));
     }
-    let (endpoint, stream) = upstream::open(session, view, entry).await?;
+    let (endpoint, stream) = upstream::open(session, view, &way, entry).await?;
     entry.endpoint(&endpoint);
     Ok((ReadAhead::new(stream).into_stream(), session.shared.loads.add(endpoint.load_key())))
 }

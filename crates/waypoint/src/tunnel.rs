@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use ambit_hbone::{ConnectRequest, Tunnel, copy::Reset};
+use ambit_hbone::{ConnectRequest, copy::Reset};
 use ambit_mesh::{
     View,
     view::{Service, WaypointBundle, Workload},
@@ -13,6 +13,7 @@ use ambit_mesh::{
 use ambit_telemetry::{DecisionRecord, Destination};
 use ambit_xds::workload::AppProtocol;
 use http::{HeaderMap, Method, StatusCode, uri::Authority};
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::{
     HBONE_PORT,
@@ -65,7 +66,11 @@ struct Refused {
 /// Ports of workloads' node proxies, which are nobody's destination.
 const NODE_PROXY_PORTS: [u16; 5] = [15001, 15006, HBONE_PORT, 15053, 15080];
 
-async fn serve_stream(session: Arc<Session>, protocol: AppProtocol, tunnel: Tunnel) {
+/// Serves a client's stream by what its port speaks.
+pub(crate) async fn serve_stream<S>(session: Arc<Session>, protocol: AppProtocol, tunnel: S)
+where
+    S: AsyncRead + AsyncWrite + Reset + Send + Unpin + 'static,
+{
     let limits = session.shared.config.limits;
     let mut early = None;
     let detected = match protocol {
@@ -157,7 +162,7 @@ fn refuse(shared: &Shared, view: &View, client: &Client, request: ConnectRequest
     let destination = Destination { service: why.service, workload: why.workload, address };
     let decision = refusal(&why.reason);
     let record = DecisionRecord::new(shared.enforcer(), client.source(view), destination, "TCP", &decision);
-    Entry::new(record, shared.recorder.clone()).finish(Some(why.status.as_u16()));
+    Entry::new(record, shared.recorder.clone()).watched(&shared.operators).finish(Some(why.status.as_u16()));
     request.refuse(why.status);
 }
 
@@ -167,7 +172,8 @@ fn ip_of(authority: &Authority) -> Option<IpAddr> {
     bare.parse::<IpAddr>().ok().map(|ip| ip.to_canonical())
 }
 
-fn name_of(service: &Service) -> Arc<str> {
+/// `namespace/name`, for records.
+pub(crate) fn name_of(service: &Service) -> Arc<str> {
     format!("{}/{}", service.key.namespace, service.name).into()
 }
 

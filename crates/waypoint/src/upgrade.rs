@@ -54,7 +54,7 @@ async fn join(session: Arc<Session>, checked: Checked, switch: Switch) {
         return;
     };
     let (mut client, mut upstream) = (Switched(TokioIo::new(client)), Switched(TokioIo::new(upstream)));
-    let revoked = Arc::clone(&session).revoked(Question::Request(checked), "HTTP/1.1");
+    let revoked = Arc::clone(&session).revoked(Question::Request(Box::new(checked)), "HTTP/1.1");
     tokio::select! {
         copied = copy::bidirectional(&mut client, &mut upstream, HALF_CLOSE_IDLE_TIMEOUT) => {
             if let Err(error) = copied {

@@ -33,6 +33,7 @@ use crate::{
     },
     record::{Entry, micros_since},
     respond,
+    route::Way,
     session::{Addressee, Client, Session},
     shared::{Shared, Tasks},
 };
@@ -92,6 +93,12 @@ pub(crate) enum Error {
         /// What failed.
         reason: String,
     },
+    /// Routes lead nowhere.
+    #[error("{reason}")]
+    Route {
+        /// Which, and why.
+        reason: String,
+    },
     /// The client didn't send its request to the end, or not in a form that can be read.
     #[error("the request's body can't be read: {reason}")]
     Request {
@@ -105,6 +112,8 @@ pub(crate) enum Error {
         address: SocketAddr,
         /// What failed.
         reason: String,
+        /// It said that it has done nothing.
+        refused: bool,
     },
 }
 
@@ -115,13 +124,15 @@ pub(crate) enum Error {
 pub(crate) async fn send(
     session: &Session,
     view: &View,
+    way: &Way,
     protocol: Protocol,
     mut request: Request<Body>,
     entry: &mut Entry,
 ) -> Result<(Response<Incoming>, InFlight), Error> {
     let mut may_reuse = true;
     loop {
-        let (endpoint, mut sender, reused) = session.upstreams.reach(session, view, protocol, may_reuse, entry).await?;
+        let (endpoint, mut sender, reused) =
+            session.upstreams.reach(session, view, way, protocol, may_reuse, entry).await?;
         entry.endpoint(&endpoint);
         let in_flight = session.shared.loads.add(endpoint.load_key());
         // Only a connection that was idle can turn out to have been closed meanwhile.
@@ -140,7 +151,8 @@ pub(crate) async fn send(
         if failure.error.is_user() {
             return Err(Error::Request { reason });
         }
-        let error = Error::Exchange { address: endpoint.address, reason };
+        let refused = is_refused(&failure.error);
+        let error = Error::Exchange { address: endpoint.address, reason, refused };
         request = match (reused, failure.unsent, spare) {
             (true, Some(unsent), _) => unsent,
             (true, None, Some(spare)) => spare.restore(),
@@ -154,18 +166,23 @@ pub(crate) async fn send(
 ///
 /// # Errors
 /// When none of the tried ones can be reached.
-pub(crate) async fn open(session: &Session, view: &View, entry: &mut Entry) -> Result<(Endpoint, Stream), Error> {
+pub(crate) async fn open(
+    session: &Session,
+    view: &View,
+    way: &Way,
+    entry: &mut Entry,
+) -> Result<(Endpoint, Stream), Error> {
     let mut tried = Vec::new();
     let mut last = None;
     while tried.len() < MAX_ENDPOINT_TRIES {
-        let Some(endpoint) = session.pick(view, &tried) else { break };
+        let Some(endpoint) = session.pick(view, way, &tried) else { break };
         match connect(session, &endpoint, entry).await {
             Ok(stream) => return Ok((endpoint, stream)),
             Err(error) => last = Some(error),
         }
         tried.push(endpoint.address);
     }
-    Err(last.unwrap_or_else(|| session.no_endpoint()))
+    Err(last.unwrap_or_else(|| session.no_endpoint(way)))
 }
 
 #[derive(Debug)]
@@ -230,9 +247,12 @@ fn tunnel_to(shared: &Shared, client: &Client, endpoint: &Endpoint) -> Connect {
     Connect {
         network: std::sync::Arc::clone(&shared.network),
         source: shared.config.identity.clone(),
-        peer: SocketAddr::new(endpoint.address.ip(), shared.config.hbone_port),
+        peer: match endpoint.beyond {
+            None => SocketAddr::new(endpoint.address.ip(), shared.config.hbone_port),
+            Some(_) => endpoint.address,
+        },
         expected: vec![endpoint.workload.identity.clone()],
-        authority: endpoint.address.to_string(),
+        authority: endpoint.beyond.unwrap_or(endpoint.address).to_string(),
         headers,
         mark: shared.config.mark,
         distant: false,
@@ -269,8 +289,14 @@ async fn handshake(stream: Stream, protocol: Protocol, tasks: &Tasks) -> hyper::
     }
 }
 
+/// True if the endpoint refused an HTTP/2 stream before it looked at it.
+fn is_refused(error: &hyper::Error) -> bool {
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<h2::Error>());
+    cause.and_then(h2::Error::reason) == Some(h2::Reason::REFUSED_STREAM)
+}
+
 /// An error with all its causes: hyper's own text leaves them out.
-fn describe(error: &dyn std::error::Error) -> String {
+pub(crate) fn describe(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
@@ -281,6 +307,21 @@ fn describe(error: &dyn std::error::Error) -> String {
     text
 }
 
+// === impl Error ===
+
+impl Error {
+    /// Envoy's word for it (`response_flags`).
+    pub(crate) fn flag(&self) -> &'static str {
+        match self {
+            Self::NoEndpoint { .. } | Self::Gone { .. } => "UH",
+            Self::Connect { .. } => "UF",
+            Self::Route { .. } => "NR",
+            Self::Request { .. } => "DC",
+            Self::Exchange { .. } => "UC",
+        }
+    }
+}
+
 // === impl Upstreams ===
 
 impl Upstreams {
@@ -289,6 +330,7 @@ impl Upstreams {
         &self,
         session: &Session,
         view: &View,
+        way: &Way,
         protocol: Protocol,
         may_reuse: bool,
         entry: &mut Entry,
@@ -296,7 +338,7 @@ impl Upstreams {
         let mut tried = Vec::new();
         let mut last = None;
         while tried.len() < MAX_ENDPOINT_TRIES {
-            let Some(endpoint) = session.pick(view, &tried) else { break };
+            let Some(endpoint) = session.pick(view, way, &tried) else { break };
             if may_reuse && let Some(sender) = self.take(protocol, &endpoint).await {
                 return Ok((endpoint, sender, true));
             }
@@ -304,14 +346,15 @@ impl Upstreams {
                 Ok(stream) => match handshake(stream, protocol, &session.shared.tasks).await {
                     Ok(sender) => return Ok((endpoint, sender, false)),
                     Err(error) => {
-                        last = Some(Error::Exchange { address: endpoint.address, reason: describe(&error) });
+                        let (address, reason) = (endpoint.address, describe(&error));
+                        last = Some(Error::Exchange { address, reason, refused: false });
                     }
                 },
                 Err(error) => last = Some(error),
             }
             tried.push(endpoint.address);
         }
-        Err(last.unwrap_or_else(|| session.no_endpoint()))
+        Err(last.unwrap_or_else(|| session.no_endpoint(way)))
     }
 
     async fn take(&self, protocol: Protocol, endpoint: &Endpoint) -> Option<Sender> {
@@ -325,6 +368,9 @@ impl Upstreams {
                     let position = idle.iter().position(ready).or_else(|| idle.iter().position(mine))?;
                     idle.swap_remove(position).sender
                 };
+                if sender.is_ready() {
+                    return Some(Sender::Http1(sender));
+                }
                 let ready = tokio::time::timeout(REUSE_WAIT, sender.ready()).await;
                 match ready {
                     Ok(ready) => ready.is_ok().then_some(Sender::Http1(sender)),
@@ -402,9 +448,17 @@ impl Spare {
 // === impl Session ===
 
 impl Session {
-    /// An endpoint of the service, or the workload itself; none of those tried.
-    fn pick(&self, view: &View, tried: &[SocketAddr]) -> Option<Endpoint> {
+    /// An endpoint of the service, or the workload itself, or of what a route leads to; none of those tried.
+    fn pick(&self, view: &View, way: &Way, tried: &[SocketAddr]) -> Option<Endpoint> {
         let (loads, random) = (&self.shared.loads, &self.shared.random);
+        match way {
+            Way::Target => {}
+            Way::Service { key, port } => return balance::pick(view, key, *port, tried, loads, random),
+            Way::Waypoint { waypoint, port, beyond } => {
+                let endpoint = balance::pick(view, waypoint, *port, tried, loads, random)?;
+                return Some(Endpoint { beyond: Some(*beyond), ..endpoint });
+            }
+        }
         let address = self.target.address;
         match &self.target.addressee {
             Addressee::Service(key) => balance::pick(view, key, address.port(), tried, loads, random),
@@ -415,7 +469,12 @@ impl Session {
     }
 
     /// Whether it could still be picked.
-    pub(crate) fn is_usable(&self, view: &View, endpoint: &Endpoint) -> bool {
+    pub(crate) fn is_usable(&self, view: &View, way: &Way, endpoint: &Endpoint) -> bool {
+        match way {
+            Way::Target => {}
+            Way::Service { key, port } => return endpoint.is_usable(view, key, *port),
+            Way::Waypoint { .. } => return false,
+        }
         let address = self.target.address;
         match &self.target.addressee {
             Addressee::Service(key) => endpoint.is_usable(view, key, address.port()),
@@ -426,7 +485,10 @@ impl Session {
         }
     }
 
-    fn no_endpoint(&self) -> Error {
+    fn no_endpoint(&self, way: &Way) -> Error {
+        if let Way::Service { key, port } | Way::Waypoint { waypoint: key, port, .. } = way {
+            return Error::NoEndpoint { service: key.hostname.to_string(), port: *port };
+        }
         let (name, port) = (self.target.name.to_string(), self.target.address.port());
         match &self.target.addressee {
             Addressee::Service(_) => Error::NoEndpoint { service: name, port },

@@ -1,6 +1,18 @@
 //! Package `ambit.waypoint.v1`: all that one waypoint must know of what it fronts.
 
+mod authentication;
+mod providers;
+mod routes;
+mod settings;
+
 use crate::security::Policy;
+
+pub use self::authentication::{FetchedKeys, KeysOutcome, RequestAuthentication};
+pub use self::{
+    providers::{CheckedBody, HttpCheck, Protocol, Provider},
+    routes::AttachedRoute,
+    settings::{Denial, GatewaySettings},
+};
 
 /// What one waypoint fronts. Its resource name is `namespace/name` of the Gateway.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -20,6 +32,15 @@ pub struct Bundle {
     /// Policies enforced for each of those workloads, in order of namespace and name.
     #[prost(message, repeated, tag = "5")]
     pub workload_policies: Vec<Policy>,
+    /// The tokens believed for each of those workloads, in the same order.
+    #[prost(message, repeated, tag = "6")]
+    pub workload_authentications: Vec<RequestAuthentication>,
+    /// The external authorizers that these policies name.
+    #[prost(message, repeated, tag = "7")]
+    pub providers: Vec<Provider>,
+    /// What the Gateway's annotations ask for; nothing for the usual.
+    #[prost(message, optional, tag = "8")]
+    pub settings: Option<GatewaySettings>,
 }
 
 /// A service bound to a waypoint, with the policies that the attachment rules give it.
@@ -34,4 +55,10 @@ pub struct BoundService {
     /// Policies enforced for it, in order of namespace and name.
     #[prost(message, repeated, tag = "3")]
     pub policies: Vec<Policy>,
+    /// The tokens believed for it, in the same order.
+    #[prost(message, repeated, tag = "4")]
+    pub authentications: Vec<RequestAuthentication>,
+    /// Routes attached to it, in no particular order.
+    #[prost(message, repeated, tag = "5")]
+    pub routes: Vec<AttachedRoute>,
 }

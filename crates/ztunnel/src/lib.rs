@@ -53,7 +53,7 @@ use ambit_telemetry::{Recorder, metrics::Metrics};
 use ipnet::{IpNet, Ipv4Net};
 use tokio::{net::TcpStream, runtime::Handle, sync::Semaphore};
 
-pub use dns::DnsOptions;
+pub use dns::{DnsOptions, addresses_of};
 pub use limits::Limits;
 pub use on_demand::OnDemand;
 use pod::PodProxy;

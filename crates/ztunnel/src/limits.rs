@@ -100,18 +100,10 @@ pub(crate) const DNS_TCP_IDLE: Duration = Duration::from_secs(5);
 /// Queries served on one DNS connection over TCP.
 pub(crate) const MAX_DNS_TCP_QUERIES: usize = 100;
 
-/// Operators' connections to one port at a time.
-pub(crate) const MAX_ADMIN_CONNECTIONS: usize = 64;
 /// Dumps of the configuration, or scrapes of the metrics, in memory at a time.
 pub(crate) const MAX_ADMIN_DUMPS: usize = 2;
-/// Bytes of an operator's request line and headers.
-pub(crate) const MAX_ADMIN_BUFFER_BYTES: usize = 8 << 10;
-/// How long an operator's request may take to arrive.
-pub(crate) const ADMIN_HEADER_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long an operator's connection may last in all.
 pub(crate) const ADMIN_CONNECTION_TIMEOUT: Duration = Duration::from_secs(120);
-/// How long operators' requests may go on when the proxy ends.
-pub(crate) const ADMIN_DRAIN: Duration = Duration::from_secs(1);
 
 /// The bounds that an operator may change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use gateway_api::gateways::Gateway;
 
 use super::{Check, names};
-use crate::{codes, text::quoted};
+use crate::{GatewaySettings, codes, text::quoted};
 
 /// The class of a Gateway that is a waypoint.
 const WAYPOINT_CLASS: &str = "istio-waypoint";
@@ -44,6 +44,12 @@ pub(super) fn check(check: &mut Check<'_>, gateway: &Gateway) {
         if waypoint && listener.protocol != HBONE_PROTOCOL {
             let message = format!("a waypoint speaks {HBONE_PROTOCOL}, not `{}`", quoted(&listener.protocol));
             check.error(codes::WAYPOINT_PROTOCOL, &field("protocol"), message, "write `protocol: HBONE`");
+        }
+    }
+    if waypoint && let Some(annotations) = &gateway.metadata.annotations {
+        for bad in GatewaySettings::of(annotations).1 {
+            let field = format!("metadata.annotations[{}]", bad.annotation);
+            check.error(codes::BAD_GATEWAY_ANNOTATION, &field, bad.fault, bad.help);
         }
     }
 }

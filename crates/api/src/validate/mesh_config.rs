@@ -3,10 +3,12 @@
 use std::collections::HashSet;
 
 use super::{Check, names};
-use crate::{MeshConfig, codes, mesh_config::ExtensionProvider, text::quoted};
-
-/// Statuses that a refusal may have.
-const STATUSES: std::ops::RangeInclusive<u16> = 400..=599;
+use crate::{
+    MeshConfig, codes,
+    limits::MAX_CHECKED_BODY_BYTES,
+    mesh_config::{self, ExtensionProvider, HttpAuthorizer, RequestBody},
+    text::quoted,
+};
 
 /// Checks the whole object.
 pub(super) fn check(check: &mut Check<'_>, object: &MeshConfig) {
@@ -15,6 +17,13 @@ pub(super) fn check(check: &mut Check<'_>, object: &MeshConfig) {
             let message = format!("`{}` is not a trust domain: {fault}", quoted(alias));
             let field = format!("spec.trustDomainAliases[{index}]");
             check.error(codes::BAD_MESH_CONFIG, &field, message, "write a trust domain like `old.example.com`");
+        }
+    }
+    for (index, range) in object.spec.jwks_allowed_ranges.iter().enumerate() {
+        if !super::policy::is_address_block(range) {
+            let message = format!("`{}` is not a range of addresses", quoted(range));
+            let field = format!("spec.jwksAllowedRanges[{index}]");
+            check.error(codes::BAD_MESH_CONFIG, &field, message, "write an address or a range like `10.244.0.0/16`");
         }
     }
     let mut known = HashSet::new();
@@ -41,28 +50,70 @@ fn check_provider(check: &mut Check<'_>, field: &str, provider: &ExtensionProvid
                 let message = format!("`{}` doesn't start with `/`", quoted(prefix));
                 check.error(codes::BAD_PROVIDER, &format!("{field}.pathPrefix"), message, "start it with `/`");
             }
-            for (name, list) in [
-                ("includeRequestHeadersInCheck", &http.include_request_headers_in_check),
-                ("headersToUpstreamOnAllow", &http.headers_to_upstream_on_allow),
-                ("headersToDownstreamOnAllow", &http.headers_to_downstream_on_allow),
-                ("headersToDownstreamOnDeny", &http.headers_to_downstream_on_deny),
-            ] {
-                for (index, header) in list.iter().enumerate().filter(|(_, header)| !is_header_pattern(header)) {
-                    let message = format!("`{}` is not a header's name", quoted(header));
-                    let help = "write a name, with a `*` at one end at most; `*` alone is not allowed";
-                    check.error(codes::BAD_PROVIDER, &format!("{field}.{name}[{index}]"), message, help);
-                }
-            }
+            check_headers(check, &field, http);
+            check_body(check, &field, http.include_request_body_in_check.as_ref());
         }
         (None, Some(grpc)) => {
             let field = format!("{field}.envoyExtAuthzGrpc");
             check_address(check, &field, &grpc.service, grpc.port, grpc.timeout.as_deref());
             check_status(check, &field, grpc.status_on_error.as_deref());
+            check_body(check, &field, grpc.include_request_body_in_check.as_ref());
         }
         _ => {
             let message = "a provider is either `envoyExtAuthzHttp` or `envoyExtAuthzGrpc`";
             check.error(codes::BAD_PROVIDER, field, message, "write exactly one of the two");
         }
+    }
+}
+
+fn check_headers(check: &mut Check<'_>, field: &str, http: &HttpAuthorizer) {
+    for (name, list) in [
+        ("includeRequestHeadersInCheck", &http.include_request_headers_in_check),
+        ("includeHeadersInCheck", &http.include_headers_in_check),
+        ("headersToUpstreamOnAllow", &http.headers_to_upstream_on_allow),
+        ("headersToDownstreamOnAllow", &http.headers_to_downstream_on_allow),
+        ("headersToDownstreamOnDeny", &http.headers_to_downstream_on_deny),
+    ] {
+        for (index, header) in list.iter().enumerate().filter(|(_, header)| !is_header_pattern(header)) {
+            let message = format!("`{}` is not a header's name", quoted(header));
+            let help = "write a name, with a `*` at one end at most; `*` alone is not allowed";
+            check.error(codes::BAD_PROVIDER, &format!("{field}.{name}[{index}]"), message, help);
+        }
+    }
+    for (name, value) in &http.include_additional_headers_in_check {
+        let at = format!("{field}.includeAdditionalHeadersInCheck[{name}]");
+        if name.is_empty() || !name.bytes().all(super::policy::is_token) {
+            let message = format!("`{}` is not a header's name", quoted(name));
+            check.error(codes::BAD_PROVIDER, &at, message, "write a name like `x-tenant`");
+        } else if FRAMING.iter().any(|framing| framing.eq_ignore_ascii_case(name)) {
+            let message = format!("`{name}` says how a message is sent and can't be chosen");
+            check.error(codes::BAD_PROVIDER, &at, message, "remove it");
+        } else if !value.bytes().all(|byte| byte == b'\t' || (b' '..=b'~').contains(&byte)) {
+            let message = format!("`{}` is not a header's value", quoted(value));
+            check.error(codes::BAD_PROVIDER, &at, message, "use visible ASCII on one line");
+        }
+    }
+}
+
+/// Headers that say how a message is sent.
+const FRAMING: [&str; 9] = [
+    "connection",
+    "content-length",
+    "host",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
+
+fn check_body(check: &mut Check<'_>, field: &str, body: Option<&RequestBody>) {
+    let Some(RequestBody { max_request_bytes, .. }) = body else { return };
+    if !(1..=MAX_CHECKED_BODY_BYTES).contains(max_request_bytes) {
+        let field = format!("{field}.includeRequestBodyInCheck.maxRequestBytes");
+        let help = format!("use 1 to {MAX_CHECKED_BODY_BYTES}");
+        check.error(codes::BAD_PROVIDER, &field, format!("a provider can't be sent {max_request_bytes} bytes"), help);
     }
 }
 
@@ -77,7 +128,7 @@ fn check_address(check: &mut Check<'_>, field: &str, service: &str, port: u32, t
     if !(1..=65535).contains(&port) {
         check.error(codes::BAD_PROVIDER, &format!("{field}.port"), format!("{port} is not a port"), "use 1 to 65535");
     }
-    if let Some(timeout) = timeout.filter(|timeout| !is_duration(timeout)) {
+    if let Some(timeout) = timeout.filter(|timeout| mesh_config::duration(timeout).is_none()) {
         let message = format!("`{}` is not a duration", quoted(timeout));
         check.error(codes::BAD_PROVIDER, &format!("{field}.timeout"), message, "write it like `500ms` or `2s`");
     }
@@ -85,7 +136,7 @@ fn check_address(check: &mut Check<'_>, field: &str, service: &str, port: u32, t
 
 fn check_status(check: &mut Check<'_>, field: &str, status: Option<&str>) {
     let Some(status) = status else { return };
-    if !status.parse().is_ok_and(|status| STATUSES.contains(&status)) {
+    if mesh_config::status_on_error(status).is_none() {
         let message = format!("`{}` is not a status of a refusal", quoted(status));
         check.error(codes::BAD_PROVIDER, &format!("{field}.statusOnError"), message, "use \"400\" to \"599\"");
     }
@@ -94,10 +145,4 @@ fn check_status(check: &mut Check<'_>, field: &str, status: Option<&str>) {
 fn is_header_pattern(name: &str) -> bool {
     let literal = name.strip_prefix('*').or_else(|| name.strip_suffix('*')).unwrap_or(name);
     !literal.is_empty() && !literal.contains('*') && literal.bytes().all(super::policy::is_token)
-}
-
-/// `500ms`, `2s`, `1m`: more than nothing.
-fn is_duration(text: &str) -> bool {
-    let number = ["ms", "s", "m"].iter().find_map(|unit| text.strip_suffix(unit));
-    number.is_some_and(|number| number.parse::<f64>().is_ok_and(|number| number > 0.0 && number.is_finite()))
 }

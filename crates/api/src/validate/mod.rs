@@ -6,6 +6,8 @@ mod mesh_config;
 mod names;
 mod peer_authentication;
 mod policy;
+mod request_authentication;
+mod routes;
 mod workloads;
 
 use std::{collections::HashMap, fmt::Display};
@@ -58,6 +60,8 @@ fn check_one(object: &Object, found: &mut Findings) -> Option<Box<Diagnostic>> {
         Resource::Gateway(gateway) => gateway::check(&mut check, gateway),
         Resource::AuthorizationPolicy(policy) => policy::check(&mut check, policy),
         Resource::PeerAuthentication(policy) => peer_authentication::check(&mut check, policy),
+        Resource::Route(route) => routes::check(&mut check, route),
+        Resource::RequestAuthentication(object) => request_authentication::check(&mut check, object),
         Resource::MeshConfig(config) => mesh_config::check(&mut check, config),
     }
     check.rejection

@@ -2,15 +2,17 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    net::SocketAddr,
     path::PathBuf,
+    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use ambit_api::{Diagnostic, Loaded, Severity};
-use ambit_mesh::inputs::NamespacedName;
+use ambit_api::{Diagnostic, Loaded, Severity, request_authentication::KeySource};
+use ambit_mesh::{authentication::Fetched, inputs::NamespacedName};
 use ambit_xds::{DeltaResponse, channel::Sender};
-use tokio::sync::{Notify, broadcast, mpsc, oneshot};
+use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
 
 use super::{
     Event,
@@ -21,6 +23,7 @@ use super::{
     status::Status,
     watch::Watch,
 };
+use crate::keys::{Inside, Wanted};
 
 /// How long after files couldn't be read they are read again.
 const READ_AGAIN: Duration = Duration::from_secs(1);
@@ -33,6 +36,8 @@ pub(super) enum Request {
     Start(NamespacedName, oneshot::Sender<bool>),
     Status(oneshot::Sender<Status>),
     Reload(oneshot::Sender<Result<usize, Vec<Diagnostic>>>),
+    /// The pods behind this name and port of the mesh; nothing if the name isn't the mesh's.
+    Endpoints(String, u16, oneshot::Sender<Option<Vec<SocketAddr>>>),
 }
 
 /// Readiness that the node side reported and the state hasn't taken up; at most one entry per pod.
@@ -54,7 +59,17 @@ pub(super) struct Actor {
     pub(super) outbox: VecDeque<PodCommand>,
     pub(super) watch: Option<Watch>,
     pub(super) retry: Option<Retry>,
+    pub(super) keys: Keys,
 }
+
+/// The task that fetches the keys of tokens' issuers.
+pub(super) struct Keys {
+    pub(super) wanted: watch::Sender<Wanted>,
+    pub(super) found: mpsc::Receiver<(KeySource, Fetched)>,
+}
+
+/// Finds pods for the task that fetches keys. It doesn't keep the cluster running.
+pub(super) struct Endpoints(pub(super) mpsc::WeakSender<Request>);
 
 /// Files that couldn't be read. What they hold may take a right away, so they are read again until it works.
 pub(super) struct Retry {
@@ -70,6 +85,8 @@ enum Next {
     /// The node side can take a command.
     Room,
     NoHandles,
+    /// Keys were fetched, or couldn't be.
+    Keys(KeySource, Fetched),
 }
 
 /// The proxies are gone; there is nobody to tell anything.
@@ -95,6 +112,7 @@ impl Actor {
     /// Runs until every handle is dropped or the proxies are gone.
     pub(super) async fn run(mut self, first: Outcome) {
         let mut outcome = self.carry_out(first).await;
+        self.want_keys();
         while outcome.is_ok() {
             outcome = match self.next().await {
                 Next::Request(request) => self.answer(request).await,
@@ -109,7 +127,9 @@ impl Actor {
                     Ok(())
                 }
                 Next::NoHandles => break,
+                Next::Keys(source, fetched) => self.take_keys(source, fetched).await,
             };
+            self.want_keys();
         }
     }
 
@@ -121,6 +141,7 @@ impl Actor {
             () = self.readiness.changed.notified() => Next::Ready,
             () = edited(self.watch.as_ref()) => Next::Edited,
             () = until(retry) => Next::Edited,
+            Some((source, fetched)) = self.keys.found.recv() => Next::Keys(source, fetched),
             _ = self.pods.reserve(), if !self.outbox.is_empty() => Next::Room,
         }
     }
@@ -194,6 +215,10 @@ impl Actor {
                 let _ = answer.send(result);
                 Ok(())
             }
+            Request::Endpoints(host, port, answer) => {
+                let _ = answer.send(self.cluster.endpoints(&host, port));
+                Ok(())
+            }
         }
     }
 
@@ -239,6 +264,24 @@ impl Actor {
         Ok(())
     }
 
+    /// Says which keys are wanted now.
+    fn want_keys(&mut self) {
+        let wanted = self.cluster.wanted_keys();
+        self.keys.wanted.send_if_modified(|known| {
+            let changed = *known != wanted;
+            *known = wanted;
+            changed
+        });
+    }
+
+    async fn take_keys(&mut self, source: KeySource, fetched: Fetched) -> Result<(), ProxiesGone> {
+        if let Some(note) = self.cluster.note_of_keys(&source, &fetched) {
+            self.tell(Event::Note(note));
+        }
+        let responses = self.cluster.set_keys(source, fetched);
+        self.push(responses).await
+    }
+
     async fn push(&mut self, responses: Vec<DeltaResponse>) -> Result<(), ProxiesGone> {
         if responses.is_empty() {
             return Ok(());
@@ -255,6 +298,19 @@ impl Actor {
     fn tell(&self, event: Event) {
         // Without a listener there is nobody to tell.
         let _ = self.events.send(event);
+    }
+}
+
+// === impl Endpoints ===
+
+impl Inside for Endpoints {
+    fn endpoints(&self, host: String, port: u16) -> Pin<Box<dyn Future<Output = Option<Vec<SocketAddr>>> + Send>> {
+        let requests = self.0.upgrade();
+        Box::pin(async move {
+            let (answer, answered) = oneshot::channel();
+            requests?.send(Request::Endpoints(host, port, answer)).await.ok()?;
+            answered.await.ok().flatten()
+        })
     }
 }
 

@@ -258,6 +258,9 @@ impl Cluster {
         differences(&old.peer_authentications, &inputs.peer_authentications, |name, value| {
             changes.push(Change::PeerAuthentication(name, value));
         });
+        differences(&old.request_authentications, &inputs.request_authentications, |name, value| {
+            changes.push(Change::RequestAuthentication(name, value));
+        });
         differences(&old.namespaces, &inputs.namespaces, |name, value| changes.push(Change::Namespace(name, value)));
         for name in old.service_accounts.symmetric_difference(&inputs.service_accounts) {
             changes.push(Change::ServiceAccount(name.clone(), inputs.service_accounts.contains(name)));
@@ -268,6 +271,7 @@ impl Cluster {
             inputs.policies().map(|(name, policy)| (name.clone(), policy.clone())).collect()
         };
         differences(&policies(old), &policies(inputs), |name, value| changes.push(Change::Policy(name, value)));
+        differences(&old.routes, &inputs.routes, |name, value| changes.push(Change::Route(name, value)));
         differences(&old.pods, &self.pods(), |name, value| changes.push(Change::Pod(name, value)));
         changes
     }

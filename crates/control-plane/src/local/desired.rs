@@ -11,10 +11,12 @@ use ambit_api::{
 };
 use ambit_mesh::{
     Finding,
+    authentication::TokenRules,
     inputs::{
         AllowedNamespaces, Change, Gateway, Inputs, LabelOperator, LabelRequirement, LabelSelector, Labels, Listener,
         Namespace, NamespacedName, Policy, Service, ServicePort, Settings, TargetPort,
     },
+    routes::Route,
 };
 use ambit_xds::workload::AppProtocol;
 use gateway_api::gateways::{GatewayListenersAllowedRoutesNamespaces, GatewayListenersAllowedRoutesNamespacesFrom};
@@ -132,6 +134,20 @@ impl Desired {
             }
             Resource::PeerAuthentication(policy) => {
                 self.inputs.apply(Change::PeerAuthentication(name, Some((**policy).clone())));
+            }
+            Resource::Route(route) => {
+                let route = match object.rejection.as_deref() {
+                    None => Route::new((**route).clone()),
+                    Some(rejection) => Route::rejected((**route).clone(), &rejection.reason()),
+                };
+                self.inputs.apply(Change::Route(route.key(), Some(route)));
+            }
+            Resource::RequestAuthentication(rules) => {
+                let rules = match object.rejection.as_deref() {
+                    None => TokenRules::new((**rules).clone()),
+                    Some(rejection) => TokenRules::rejected((**rules).clone(), &rejection.reason()),
+                };
+                self.inputs.apply(Change::RequestAuthentication(name, Some(rules)));
             }
             // Read before everything else.
             Resource::MeshConfig(_) => {}
@@ -287,7 +303,7 @@ fn service_port(port: &KubePort) -> Option<ServicePort> {
             name.parse().map_or_else(|_| TargetPort::Name(name.clone()), TargetPort::Number)
         }
     };
-    Some(ServicePort { port: number, target, protocol: protocol(port) })
+    Some(ServicePort { port: number, target, protocol: protocol(port), name: port.name.clone().unwrap_or_default() })
 }
 
 /// By `appProtocol`, else by the part of the port's name before the first `-`.
@@ -317,6 +333,11 @@ fn gateway_of(labels: Labels, gateway: &KubeGateway) -> Gateway {
         class: gateway.spec.gateway_class_name.clone(),
         listeners: gateway.spec.listeners.iter().filter_map(listener).collect(),
         vip: None,
+        settings: gateway
+            .metadata
+            .annotations
+            .as_ref()
+            .map_or_else(ambit_api::GatewaySettings::default, |a| ambit_api::GatewaySettings::of(a).0),
     }
 }
 

@@ -9,6 +9,7 @@ mod addresses;
 mod cluster;
 pub mod codes;
 mod desired;
+mod issuers;
 mod plan;
 mod pod_spec;
 mod session;
@@ -25,7 +26,7 @@ use ipnet::Ipv4Net;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use self::{
-    actor::{Actor, Readiness, Request},
+    actor::{Actor, Endpoints, Keys, Readiness, Request},
     cluster::Cluster,
 };
 pub use self::{
@@ -33,7 +34,10 @@ pub use self::{
     session::{SessionError, SessionRequest},
     status::{PodPhase, PodStatus, ServiceStatus, Status},
 };
-use crate::limits::{MAX_QUEUED_EVENTS, MAX_QUEUED_POD_COMMANDS, MAX_QUEUED_REQUESTS};
+use crate::{
+    keys::{self, Outside, OwnNetwork, Trust, Wanted, Ways},
+    limits::{MAX_QUEUED_EVENTS, MAX_QUEUED_KEYS, MAX_QUEUED_POD_COMMANDS, MAX_QUEUED_REQUESTS},
+};
 
 /// How the local cluster is laid out.
 #[derive(Clone, Debug, PartialEq)]
@@ -120,6 +124,19 @@ pub fn preview(loaded: Loaded) -> (Inputs, Vec<Diagnostic>) {
 /// # Errors
 /// When the loaded objects have errors, by themselves or together. Nothing is started then.
 pub fn start(config: Config, loaded: Loaded, xds: Sender) -> Result<Started, StartError> {
+    start_with(config, loaded, xds, Arc::new(OwnNetwork))
+}
+
+/// The same, with this way out to the key servers of tokens' issuers.
+///
+/// # Errors
+/// As [`start`].
+pub fn start_with(
+    config: Config,
+    loaded: Loaded,
+    xds: Sender,
+    outside: Arc<dyn Outside>,
+) -> Result<Started, StartError> {
     let Config { paths, settings, pod_range, service_range, watch } = config;
     // Before the objects are looked at, so that no edit falls in between.
     let watching = if watch { actor::watch(&paths).map(Some) } else { Ok(None) };
@@ -135,6 +152,10 @@ pub fn start(config: Config, loaded: Loaded, xds: Sender) -> Result<Started, Sta
         diagnostics.push(*diagnostic);
         None
     });
+    let (wanted, wants) = tokio::sync::watch::channel(Wanted::default());
+    let (finds, found) = mpsc::channel(MAX_QUEUED_KEYS);
+    let inside = Arc::new(Endpoints(handle.requests.downgrade()));
+    tokio::spawn(keys::keep(Ways { outside, inside, trust: Trust::default() }, wants, finds));
     let actor = Actor {
         cluster,
         paths,
@@ -146,6 +167,7 @@ pub fn start(config: Config, loaded: Loaded, xds: Sender) -> Result<Started, Sta
         outbox: VecDeque::new(),
         watch,
         retry: None,
+        keys: Keys { wanted, found },
     };
     tokio::spawn(actor.run(outcome));
     Ok(Started { handle, pods, events, diagnostics })

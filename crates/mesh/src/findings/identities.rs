@@ -40,6 +40,8 @@ fn namespaces(inputs: &Inputs, found: &mut Found) {
     inputs.services.keys().for_each(|name| check(&name.namespace, &|| at("Service", name, field)));
     inputs.gateways.keys().for_each(|name| check(&name.namespace, &|| at("Gateway", name, field)));
     inputs.policies().for_each(|(name, _)| check(&name.namespace, &|| at("AuthorizationPolicy", name, field)));
+    let tokens = inputs.request_authentications.keys();
+    tokens.for_each(|name| check(&name.namespace, &|| at("RequestAuthentication", name, field)));
     for (name, pod) in inputs.pods.iter().filter(|(_, pod)| pod.waypoint.is_none()) {
         check(&name.namespace, &|| {
             let (object, _) = at_pod(name, pod, field);

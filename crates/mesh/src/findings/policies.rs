@@ -10,6 +10,7 @@ use ambit_api::{
 use super::{Found, at, codes, identities};
 use crate::{
     attachment::{self, EnforcementPoint, Target},
+    authorizers,
     binding::{self, USE_WAYPOINT},
     inputs::{Inputs, NamespacedName, WAYPOINT_CLASS},
 };
@@ -21,7 +22,7 @@ pub(super) fn check(inputs: &Inputs, found: &mut Found) {
         let mut targeted = false;
         for (field, reference) in attachment::references(policy) {
             targeted = true;
-            target(inputs, name, &field, reference, found);
+            target(inputs, "AuthorizationPolicy", name, &field, reference, found);
         }
         if !targeted {
             node_proxy(inputs, name, policy, found);
@@ -30,17 +31,18 @@ pub(super) fn check(inputs: &Inputs, found: &mut Found) {
     }
 }
 
-/// Actions that nothing enforces yet.
+/// Actions that need a waypoint.
 fn enforcement(inputs: &Inputs, name: &NamespacedName, policy: &AuthorizationPolicy, found: &mut Found) {
     let place = || at("AuthorizationPolicy", name, "spec.action");
     match policy.spec.action {
         Action::Allow | Action::Deny => {}
+        Action::Audit if attachment::references(policy).next().is_some() => {}
         Action::Audit => found.add(
             Severity::Warning,
             codes::UNSUPPORTED_POLICY,
             place(),
-            "AUDIT policies aren't recorded yet; this one has no effect".into(),
-            "every request is in the access log anyway",
+            "node proxies don't record what AUDIT policies match; this one has no effect".into(),
+            "use `targetRefs` with a Service that has a waypoint, whose decision records name the policy",
         ),
         Action::Custom => custom(inputs, name, policy, found),
     }
@@ -55,7 +57,7 @@ fn enforcement(inputs: &Inputs, name: &NamespacedName, policy: &AuthorizationPol
     }
 }
 
-/// Requests that it matches are denied as long as no one asks its provider.
+/// Requests that it matches are denied if no one can ask its provider.
 fn custom(inputs: &Inputs, name: &NamespacedName, policy: &AuthorizationPolicy, found: &mut Found) {
     let provider = policy.spec.provider.as_ref().map_or("", |provider| provider.name.as_str());
     if attachment::references(policy).next().is_none() {
@@ -74,32 +76,40 @@ fn custom(inputs: &Inputs, name: &NamespacedName, policy: &AuthorizationPolicy, 
             format!("there is no provider `{provider}`, so requests that the policy matches are denied"),
             "add it to `extensionProviders` of a MeshConfig",
         );
-    } else {
+    } else if let Some(problem) = authorizers::problem(inputs, provider) {
         found.add(
             Severity::Warning,
-            codes::UNSUPPORTED_POLICY,
-            at("AuthorizationPolicy", name, "spec.action"),
-            "providers aren't asked yet, so requests that the policy matches are denied".into(),
-            "use ALLOW and DENY policies until they are",
+            codes::UNKNOWN_PROVIDER,
+            at("AuthorizationPolicy", name, "spec.provider.name"),
+            format!("provider `{provider}` can't be asked, so requests that the policy matches are denied: {problem}"),
+            "create the Service, or correct `service` and `port` of the provider in the MeshConfig",
         );
     }
 }
 
-fn target(inputs: &Inputs, name: &NamespacedName, field: &str, reference: &PolicyTargetReference, found: &mut Found) {
-    let at_name = || at("AuthorizationPolicy", name, format!("{field}.name"));
+/// What is wrong with a target reference of a policy of this kind.
+pub(super) fn target(
+    inputs: &Inputs,
+    kind: &str,
+    name: &NamespacedName,
+    field: &str,
+    reference: &PolicyTargetReference,
+    found: &mut Found,
+) {
+    let at_name = || at(kind, name, format!("{field}.name"));
     match attachment::target(&name.namespace, reference) {
         // The kinds that never fit are refused where the policy is read; this one fits but isn't served.
         Some(Target::ServiceEntry(_)) => found.add(
             Severity::Error,
             codes::UNSUPPORTED_POLICY,
-            at("AuthorizationPolicy", name, format!("{field}.kind")),
+            at(kind, name, format!("{field}.kind")),
             "policies on a ServiceEntry aren't enforced yet".into(),
             "target a Service or a Gateway",
         ),
         None => found.add(
             Severity::Error,
             codes::NOT_ENFORCED,
-            at("AuthorizationPolicy", name, field),
+            at(kind, name, field),
             "this reference names nothing that a waypoint enforces policies for".into(),
             format!(
                 "target a Service or Gateway of namespace `{}`, or GatewayClass `{WAYPOINT_CLASS}`",
@@ -154,7 +164,7 @@ fn target(inputs: &Inputs, name: &NamespacedName, field: &str, reference: &Polic
     }
 }
 
-fn similar<'a>(wanted: &str, names: impl Iterator<Item = &'a NamespacedName>) -> String {
+pub(super) fn similar<'a>(wanted: &str, names: impl Iterator<Item = &'a NamespacedName>) -> String {
     let names: Vec<_> = names.map(|name| format!("`{}`", name.name)).take(5).collect();
     if names.is_empty() { format!("create `{wanted}`") } else { format!("there is {}", names.join(", ")) }
 }

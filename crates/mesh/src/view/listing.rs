@@ -6,9 +6,12 @@ use std::{
 };
 
 use ambit_api::AuthorizationPolicy;
-use ambit_xds::security::Scope;
+use ambit_xds::{
+    security::{Policy, Scope},
+    waypoint::{BoundService, Provider, RequestAuthentication},
+};
 
-use super::Store;
+use super::{Settings, Store};
 
 /// A policy as it arrived.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,9 +24,32 @@ pub struct PolicyRecord {
     pub policy: Result<Option<AuthorizationPolicy>, String>,
 }
 
+/// What a waypoint fronts, as it arrived.
+#[derive(Clone, Debug)]
+pub struct BundleRecord {
+    /// The services, by namespace and name.
+    pub services: Vec<BoundService>,
+    /// Policies of every workload that it fronts.
+    pub workload_policies: Vec<Policy>,
+    /// The tokens believed for each of those workloads.
+    pub workload_authentications: Vec<RequestAuthentication>,
+    /// The external authorizers.
+    pub providers: Vec<Provider>,
+    /// How it differs from the usual waypoint.
+    pub settings: Arc<Settings>,
+    /// It couldn't be read, so everything is denied.
+    pub closed: bool,
+}
+
 // === impl Store ===
 
 impl Store {
+    /// The bundle of this waypoint. Copies all of it: not for the path of a connection.
+    #[must_use]
+    pub fn bundle(&self, namespace: &str, name: &str) -> Option<BundleRecord> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).bundle(&format!("{namespace}/{name}"))
+    }
+
     /// Every policy, by name. Copies them all: not for the path of a connection.
     #[must_use]
     pub fn policies(&self) -> Vec<PolicyRecord> {

@@ -9,10 +9,11 @@ use ambit_api::AuthorizationPolicy;
 use ambit_policy::{Compiled, Options, PathNormalization, PolicyName};
 use ambit_xds::{
     security::{Policy, Scope},
-    waypoint::BoundService,
+    waypoint::{BoundService, RequestAuthentication},
 };
 
 use super::{
+    authentication::authentication,
     decode::{self, WorkloadFacts},
     listing::PolicyRecord,
 };
@@ -244,11 +245,19 @@ impl Policies {
 
     /// The compiled policies of a service at its waypoint. The error says why everything is denied.
     pub(super) fn of_service(&self, service: &BoundService) -> (Arc<Compiled>, Result<(), String>) {
-        self.at_waypoint(&service.policies)
+        self.at_waypoint(&service.policies, &service.authentications)
     }
 
     /// The same for any policies that a waypoint is sent.
-    pub(super) fn at_waypoint(&self, policies: &[Policy]) -> (Arc<Compiled>, Result<(), String>) {
+    pub(super) fn at_waypoint(
+        &self,
+        policies: &[Policy],
+        authentications: &[RequestAuthentication],
+    ) -> (Arc<Compiled>, Result<(), String>) {
+        // Whose tokens are to be believed is part of what the policies mean.
+        if let Err(reason) = authentication(authentications) {
+            return (Arc::new(Compiled::deny_all(&reason)), Err(reason));
+        }
         let policies: Vec<_> = policies.iter().map(|policy| (policy, decode::policy(policy))).collect();
         let read = policies.iter().map(|(wire, policy)| {
             policy.as_ref().map_err(|reason| rejected(&format!("{}/{}", wire.namespace, wire.name), reason))

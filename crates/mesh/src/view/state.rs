@@ -9,15 +9,20 @@ use ambit_policy::{Compiled, Options, PathNormalization};
 use ambit_xds::{
     ADDRESS_TYPE, AUTHORIZATION_TYPE, DeltaResponse, MESH_TYPE, WAYPOINT_TYPE, mesh,
     security::Policy,
-    waypoint::{BoundService, Bundle},
+    waypoint::{BoundService, Bundle, Provider, RequestAuthentication},
 };
 use prost::Message;
 
 use super::{
     Gateway, GatewayRef, Service, ServiceKey, View, WaypointBundle, Workload,
+    authentication::{authentication, authentications},
+    authorizers,
     decode::{self, Address, Names, WorkloadFacts},
     endpoints::Slots,
+    listing::BundleRecord,
     policies::{Policies, Touched},
+    routes::{self, Routes},
+    settings,
 };
 
 /// Addresses (workloads and services together) one store holds.
@@ -66,6 +71,8 @@ struct BundleEntry {
     /// As received, to see what changed.
     services: HashMap<ServiceKey, BoundService>,
     workload_policies: Vec<Policy>,
+    workload_authentications: Vec<RequestAuthentication>,
+    providers: Vec<Provider>,
     /// It couldn't be read, so everything is denied.
     closed: bool,
     built: Arc<WaypointBundle>,
@@ -97,6 +104,21 @@ impl State {
     /// The policies.
     pub(super) fn policies(&self) -> &Policies {
         &self.policies
+    }
+
+    /// The bundle of this name as it arrived.
+    pub(super) fn bundle(&self, name: &str) -> Option<BundleRecord> {
+        let entry = self.bundles.get(name)?;
+        let mut services: Vec<_> = entry.services.values().cloned().collect();
+        services.sort_by(|a, b| (&a.namespace, &a.hostname).cmp(&(&b.namespace, &b.hostname)));
+        Some(BundleRecord {
+            services,
+            workload_policies: entry.workload_policies.clone(),
+            workload_authentications: entry.workload_authentications.clone(),
+            providers: entry.providers.clone(),
+            settings: Arc::clone(&entry.built.settings),
+            closed: entry.closed,
+        })
     }
 
     /// The policies that workloads name, by uid.
@@ -141,8 +163,24 @@ impl State {
                 let services = entry.services.iter();
                 let services = services.map(|(key, bound)| (key.clone(), self.policies.of_service(bound).0)).collect();
                 let (namespace, name) = (Arc::clone(&entry.built.namespace), Arc::clone(&entry.built.name));
-                let (own, workloads) = (entry.built.own.clone(), self.policies.at_waypoint(&entry.workload_policies).0);
-                entry.built = Arc::new(WaypointBundle { namespace, name, services, own, workloads });
+                let (own, workloads) = (entry.built.own.clone(), entry.workloads(&self.policies).0);
+                let authorizers = Arc::clone(&entry.built.authorizers);
+                let authentications = Arc::clone(&entry.built.authentications);
+                let workload_authentication = entry.built.workload_authentication.clone();
+                let routes = Arc::clone(&entry.built.routes);
+                let settings = Arc::clone(&entry.built.settings);
+                entry.built = Arc::new(WaypointBundle {
+                    namespace,
+                    name,
+                    services,
+                    own,
+                    workloads,
+                    authorizers,
+                    authentications,
+                    workload_authentication,
+                    routes,
+                    settings,
+                });
                 self.changed.bundles = true;
             }
         }
@@ -376,10 +414,22 @@ impl State {
         if bundle.services.len() > decode::MAX_LIST_ENTRIES {
             return Err(self.close_bundle(name, format!("more than {} services", decode::MAX_LIST_ENTRIES)));
         }
+        let settings = match settings::settings(bundle.settings.as_ref()) {
+            Ok(settings) => Arc::new(settings),
+            Err(reason) => return Err(self.close_bundle(name, reason)),
+        };
         let previous = self.bundles.remove(name);
         let mut services = HashMap::new();
         let mut compiled = HashMap::new();
         let mut reasons = Vec::new();
+        let kept = |key: &ServiceKey, service: &BoundService| {
+            let known = previous.as_ref().filter(|entry| {
+                entry.services.get(key).is_some_and(|known| known.authentications == service.authentications)
+            })?;
+            known.built.authentications.get(key).cloned()
+        };
+        let authentications = Arc::new(authentications(&bundle.services, kept));
+        let routes = Arc::new(routes(previous.as_ref(), &bundle.services, &mut reasons));
         for service in bundle.services {
             let key =
                 ServiceKey { namespace: service.namespace.as_str().into(), hostname: service.hostname.as_str().into() };
@@ -392,18 +442,49 @@ impl State {
             compiled.insert(key.clone(), set);
             services.insert(key, service);
         }
-        let policies = bundle.workload_policies;
-        let unchanged = previous.as_ref().filter(|entry| !entry.closed && entry.workload_policies == policies);
-        let workloads = unchanged.map(|entry| Arc::clone(&entry.built.workloads)).unwrap_or_else(|| {
-            let (set, outcome) = self.policies.at_waypoint(&policies);
-            reasons.extend(outcome.err());
-            set
+        let (policies, tokens) = (bundle.workload_policies, bundle.workload_authentications);
+        let unchanged = previous.as_ref().filter(|entry| {
+            !entry.closed && entry.workload_policies == policies && entry.workload_authentications == tokens
         });
+        let (workloads, workload_authentication) = match unchanged {
+            Some(entry) => (Arc::clone(&entry.built.workloads), entry.built.workload_authentication.clone()),
+            None => {
+                let (set, outcome) = self.policies.at_waypoint(&policies, &tokens);
+                reasons.extend(outcome.err());
+                // What can't be read has closed the set.
+                (set, authentication(&tokens).unwrap_or_default())
+            }
+        };
         let (namespace, short): (Arc<str>, _) = (bundle.namespace.into(), bundle.name.into());
         let own = (!bundle.hostname.is_empty())
             .then(|| ServiceKey { namespace: Arc::clone(&namespace), hostname: bundle.hostname.into() });
-        let built = Arc::new(WaypointBundle { namespace, name: short, services: compiled, own, workloads });
-        let entry = BundleEntry { services, workload_policies: policies, closed: false, built };
+        let unchanged = previous.as_ref().filter(|entry| entry.providers == bundle.providers);
+        let authorizers = unchanged.map(|entry| Arc::clone(&entry.built.authorizers)).unwrap_or_else(|| {
+            let authorizers = authorizers::authorizers(&bundle.providers);
+            reasons.extend(authorizers.values().filter_map(|read| Some(read.as_ref().err()?.to_string())));
+            Arc::new(authorizers)
+        });
+        let providers = bundle.providers;
+        let built = Arc::new(WaypointBundle {
+            namespace,
+            name: short,
+            services: compiled,
+            own,
+            workloads,
+            authorizers,
+            authentications,
+            workload_authentication,
+            routes,
+            settings,
+        });
+        let entry = BundleEntry {
+            services,
+            workload_policies: policies,
+            workload_authentications: tokens,
+            providers,
+            closed: false,
+            built,
+        };
         self.bundles.insert(name.into(), entry);
         if reasons.is_empty() { Ok(()) } else { Err(reasons.join("; ")) }
     }
@@ -415,6 +496,8 @@ impl State {
             let closed = entry.built.services.keys().map(|key| (key.clone(), Arc::clone(&deny))).collect();
             entry.services.clear();
             entry.workload_policies.clear();
+            entry.workload_authentications.clear();
+            entry.providers.clear();
             entry.closed = true;
             entry.built = Arc::new(WaypointBundle {
                 namespace: Arc::clone(&entry.built.namespace),
@@ -422,9 +505,40 @@ impl State {
                 services: closed,
                 own: entry.built.own.clone(),
                 workloads: deny,
+                authorizers: Arc::default(),
+                authentications: Arc::default(),
+                workload_authentication: None,
+                routes: Arc::default(),
+                settings: Arc::clone(&entry.built.settings),
             });
         }
         reason
+    }
+}
+
+/// The routes of each of these services. One whose routes can't be read has them closed.
+fn routes(previous: Option<&BundleEntry>, services: &[BoundService], reasons: &mut Vec<String>) -> Routes {
+    let mut compiled = Routes::new();
+    for service in services.iter().filter(|service| !service.routes.is_empty()) {
+        let key =
+            ServiceKey { namespace: service.namespace.as_str().into(), hostname: service.hostname.as_str().into() };
+        let unchanged = previous.filter(|entry| entry.services.get(&key).is_some_and(|s| s.routes == service.routes));
+        let routes = unchanged.and_then(|entry| entry.built.routes.get(&key)).cloned().or_else(|| {
+            let (routes, rejected) = routes::compile(service);
+            reasons.extend(rejected);
+            routes
+        });
+        compiled.extend(routes.map(|routes| (key, routes)));
+    }
+    compiled
+}
+
+// === impl BundleEntry ===
+
+impl BundleEntry {
+    /// The policies of its workloads.
+    fn workloads(&self, policies: &Policies) -> (Arc<Compiled>, Result<(), String>) {
+        policies.at_waypoint(&self.workload_policies, &self.workload_authentications)
     }
 }
 

@@ -33,7 +33,7 @@ pub fn namespace(name: &str, pairs: &[(&str, &str)]) -> Change {
 }
 
 pub fn port(port: u16, target: TargetPort) -> ServicePort {
-    ServicePort { port, target, protocol: workload::AppProtocol::Unknown }
+    ServicePort { port, target, protocol: workload::AppProtocol::Unknown, name: String::new() }
 }
 
 pub fn service(app: &str, pairs: &[(&str, &str)]) -> Service {
@@ -66,6 +66,7 @@ pub fn gateway(pairs: &[(&str, &str)], allowed: AllowedNamespaces) -> Gateway {
         class: "istio-waypoint".into(),
         listeners: vec![Listener { port: 15008, protocol: "HBONE".into(), allowed }],
         vip: Some(IpAddr::from([10, 96, 0, 1])),
+        settings: ambit_api::GatewaySettings::default(),
     }
 }
 

@@ -108,7 +108,7 @@ impl Judge<'_> {
         match (self.case.options.providers.get(name), &self.case.request) {
             (None, _) => false,
             (Some(_), Some(request)) => request.approved_by.contains(&name),
-            (Some(ProviderKind::Http), None) => true,
+            (Some(ProviderKind::Http), None) => !self.is(Stricter::HttpProvider),
             (Some(ProviderKind::Grpc), None) => false,
         }
     }

@@ -10,6 +10,7 @@ mod process;
 mod refusal;
 mod series;
 mod traffic;
+mod waypoint;
 
 #[cfg(test)]
 mod tests;
@@ -31,6 +32,10 @@ pub use self::{
     process::Runtimes,
     refusal::{Refusal, Refusals, Usage},
     traffic::{Flag, OpenConnection, OpenSocket, Party, Reporter, ServiceLabels, Traffic, TrafficLabels},
+    waypoint::{
+        CarriedConnection, CarriedProtocol, CountedDecisions, CountedRequests, DecisionLabels, RequestLabels,
+        WaypointMetrics,
+    },
 };
 
 /// Type of the body if the scraper asks for OpenMetrics.

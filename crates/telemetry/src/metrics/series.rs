@@ -73,6 +73,11 @@ impl<K: Clone + Eq + Hash, V: Default> SeriesSet<K, V> {
     /// All series, without those that nobody has used for long: they are forgotten.
     pub(crate) fn snapshot(&self) -> Vec<Arc<Series<K, V>>> {
         self.sweep(SERIES_IDLE);
+        self.all()
+    }
+
+    /// All series, however long ago they were used.
+    pub(crate) fn all(&self) -> Vec<Arc<Series<K, V>>> {
         let kept = self.kept.read().unwrap_or_else(PoisonError::into_inner);
         kept.iter().map(|entry| Arc::clone(&entry.0)).collect()
     }

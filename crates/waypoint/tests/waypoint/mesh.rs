@@ -15,7 +15,7 @@ use ambit_waypoint::{Config, Limits, Waypoint};
 use ambit_xds::{
     ADDRESS_TYPE, DeltaResponse, Resource, WAYPOINT_TYPE,
     security::Policy,
-    waypoint::{BoundService, Bundle},
+    waypoint::{BoundService, Bundle, RequestAuthentication},
     workload::{Address, AppProtocol, NetworkAddress, Port, PortList, Service, TunnelProtocol, Workload, address},
 };
 use prost::Message;
@@ -44,6 +44,8 @@ pub struct Arrival {
 pub struct Mesh {
     pub waypoint: Option<Waypoint>,
     pub address: SocketAddr,
+    /// Where the stand-in for node proxies listens.
+    pub hbone_port: u16,
     pub store: Arc<Store>,
     pub arrivals: Arc<Mutex<Vec<Arrival>>>,
     certificates: Arc<CertificateStore>,
@@ -127,7 +129,16 @@ impl Mesh {
         let waypoint =
             Waypoint::start(config, network, Arc::clone(&store), Arc::clone(&certificates), recorder).expect("bound");
         let address = waypoint.address();
-        let mesh = Self { waypoint: Some(waypoint), address, store, arrivals, certificates, records, _state: state };
+        let mesh = Self {
+            waypoint: Some(waypoint),
+            address,
+            hbone_port,
+            store,
+            arrivals,
+            certificates,
+            records,
+            _state: state,
+        };
         mesh.apply(ADDRESS_TYPE, resources(&shape), &[]);
         mesh.policies(&shape.policies);
         mesh
@@ -145,7 +156,39 @@ impl Mesh {
             namespace: NAMESPACE.to_owned(),
             hostname: HOSTNAME.to_owned(),
             policies: policies.collect(),
+            ..BoundService::default()
         }]);
+    }
+
+    /// The same, with tokens that are believed by these.
+    pub fn authenticated(&self, policies: &[Value], authentications: Vec<RequestAuthentication>) {
+        self.try_authenticated(policies, authentications).expect("readable resources");
+    }
+
+    pub fn try_authenticated(
+        &self,
+        policies: &[Value],
+        authentications: Vec<RequestAuthentication>,
+    ) -> Result<(), ambit_xds::channel::Nack> {
+        let policies = policies.iter().map(|policy| Policy {
+            namespace: NAMESPACE.to_owned(),
+            name: policy["name"].as_str().expect("named").to_owned(),
+            json: policy.to_string().into_bytes(),
+            ..Policy::default()
+        });
+        let service = BoundService {
+            namespace: NAMESPACE.to_owned(),
+            hostname: HOSTNAME.to_owned(),
+            policies: policies.collect(),
+            authentications,
+            ..BoundService::default()
+        };
+        let (namespace, name) = (NAMESPACE.to_owned(), "waypoint".to_owned());
+        let bundle = Bundle { namespace, name, services: vec![service], ..Bundle::default() };
+        let value = bundle.encode_to_vec();
+        let resource = Resource { name: format!("{NAMESPACE}/waypoint"), version: String::new(), value };
+        let type_url = WAYPOINT_TYPE.to_owned();
+        self.store.apply(&[DeltaResponse { type_url, resources: vec![resource], removed: Vec::new() }])
     }
 
     pub fn bundle(&self, services: Vec<BoundService>) {

@@ -72,6 +72,7 @@ fn front(mesh: &Mesh, policies: &[Value]) {
         }],
         hostname: OWN.to_owned(),
         workload_policies: policies.iter().map(policy).collect(),
+        ..Bundle::default()
     };
     mesh.apply(WAYPOINT_TYPE, vec![(format!("{NAMESPACE}/waypoint"), bundle.encode_to_vec())], &[]);
 }

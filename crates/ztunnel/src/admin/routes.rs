@@ -1,10 +1,12 @@
 //! The administration port.
 
-use std::{fmt, net::IpAddr, sync::Arc};
+use std::{fmt, sync::Arc};
 
+pub(super) use ambit_admin::level_request;
+use ambit_admin::{check_origin, logging};
 use ambit_telemetry::log::LevelControl;
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Response, StatusCode, header};
+use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -62,7 +64,7 @@ impl Admin {
         match (request.uri().path(), request.method()) {
             ("/", _) => reply(StatusCode::OK, "text/html; charset=utf-8", INDEX),
             ("/config_dump", _) => self.config_dump().await,
-            ("/logging", &Method::POST) => self.logging(request.uri().query().unwrap_or_default()),
+            ("/logging", &Method::POST) => logging(&self.levels, request.uri().query().unwrap_or_default()),
             ("/quitquitquit", &Method::POST) => {
                 (self.shut_down)();
                 text(StatusCode::OK, "shutdown now\n")
@@ -88,54 +90,10 @@ impl Admin {
             Err(_) => text(StatusCode::INTERNAL_SERVER_ERROR, "the dump failed\n"),
         }
     }
-
-    fn logging(&self, query: &str) -> Response<Full<Bytes>> {
-        let (level, reset) = level_request(query);
-        let base = if reset { self.levels.initial().clone() } else { (*self.levels.current()).clone() };
-        match level.filter(|level| !level.is_empty()).map(|level| base.extended(&level)) {
-            None if !reset => {}
-            None => self.levels.reset(),
-            Some(Ok(levels)) => self.levels.set(levels),
-            Some(Err(error)) => return text(StatusCode::BAD_REQUEST, format!("failed to set new level: {error}\n")),
-        }
-        text(StatusCode::OK, format!("current log level is {}\n", self.levels.current()))
-    }
 }
 
 impl fmt::Debug for Admin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Admin").field("levels", &self.levels).finish_non_exhaustive()
     }
-}
-
-/// The last `level`, and whether there is a `reset`.
-pub(super) fn level_request(query: &str) -> (Option<String>, bool) {
-    let (mut level, mut reset) = (None, false);
-    for (name, value) in form_urlencoded::parse(query.as_bytes()) {
-        match &*name {
-            "level" => level = Some(value.into_owned()),
-            "reset" => reset = true,
-            _ => {}
-        }
-    }
-    (level, reset)
-}
-
-/// A web page that a user of this machine has open must not reach this port: neither under a name of its own that leads
-/// here, nor by a request across sites.
-fn check_origin(headers: &HeaderMap) -> Result<(), &'static str> {
-    if let Some(host) = headers.get(header::HOST) {
-        let host = host.to_str().ok().and_then(|host| host.parse::<http::uri::Authority>().ok());
-        let is_local = host.is_some_and(|host| {
-            let name = host.host().trim_start_matches('[').trim_end_matches(']');
-            name == "localhost" || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
-        });
-        if !is_local {
-            return Err("ask under the name `localhost` or a loopback address\n");
-        }
-    }
-    if headers.contains_key(header::ORIGIN) {
-        return Err("this port isn't for web pages\n");
-    }
-    Ok(())
 }

@@ -1,7 +1,11 @@
 //! Look-ups for the proxy itself: the addresses of a name, by the same ways as a pod's queries go.
 
-use std::{net::IpAddr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
+use ambit_hbone::Network;
 use hickory_proto::{
     op::{Message, Query},
     rr::{Name, RData, RecordType},
@@ -33,9 +37,23 @@ pub(crate) async fn upstream(pod: &PodProxy, name: &str, kind: RecordType) -> Op
     Some(addresses(&forwarded(pod, &request).await?).collect())
 }
 
+/// The addresses that these resolvers give for a name, for others than the proxy. None if they don't answer.
+pub async fn addresses_of(network: &dyn Network, resolvers: &[SocketAddr], name: &str) -> Vec<IpAddr> {
+    let ask = async |kind| {
+        let answer = forwarded_by(network, resolvers, &query(name, kind)?.0).await?;
+        Some(addresses(&answer).map(|(ip, _)| ip).collect::<Vec<_>>())
+    };
+    let (v4, v6) = tokio::join!(ask(RecordType::A), ask(RecordType::AAAA));
+    v4.into_iter().chain(v6).flatten().collect()
+}
+
 /// The answer of resolvers outside the mesh, if they have one: that there is no such name is an answer too.
 async fn forwarded(pod: &PodProxy, request: &Message) -> Option<Message> {
-    let ask = async |transport| forward(&*pod.egress, &pod.shared.config.upstream_dns, transport, request).await;
+    forwarded_by(&*pod.egress, &pod.shared.config.upstream_dns, request).await
+}
+
+async fn forwarded_by(network: &dyn Network, resolvers: &[SocketAddr], request: &Message) -> Option<Message> {
+    let ask = async |transport| forward(network, resolvers, transport, request).await;
     let (answer, _) = ask(Transport::Udp).await?;
     match answer.metadata.truncation {
         true => ask(Transport::Tcp).await.map(|(answer, _)| answer),

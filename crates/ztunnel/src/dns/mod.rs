@@ -26,6 +26,7 @@ use ambit_hbone::{
 use ambit_mesh::View;
 use tokio::net::{TcpListener, UdpSocket};
 
+pub use self::lookup::addresses_of;
 use self::{
     answer::{Outcome, answer},
     resolve::Names,

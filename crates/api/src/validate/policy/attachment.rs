@@ -25,13 +25,26 @@ const TARGETS: &[(&str, &str)] = &[
 /// The only GatewayClass whose Gateways are waypoints.
 const WAYPOINT_CLASS: &str = "istio-waypoint";
 
+/// What says where a policy applies, of any kind of policy.
+pub(in crate::validate) struct Attached<'a> {
+    pub(in crate::validate) selector: Option<&'a WorkloadSelector>,
+    pub(in crate::validate) target_ref: Option<&'a PolicyTargetReference>,
+    pub(in crate::validate) target_refs: &'a [PolicyTargetReference],
+}
+
 /// Checks rows 1 to 7.
 pub(super) fn check(check: &mut Check<'_>, policy: &AuthorizationPolicy) {
     let spec = &policy.spec;
+    let (selector, target_ref) = (spec.selector.as_ref(), spec.target_ref.as_ref());
+    check_attached(check, &policy.namespace, &Attached { selector, target_ref, target_refs: &spec.target_refs });
+}
+
+/// The same for a policy of any kind in this namespace.
+pub(in crate::validate) fn check_attached(check: &mut Check<'_>, namespace: &str, attached: &Attached<'_>) {
     let written = [
-        ("selector", spec.selector.is_some()),
-        ("targetRef", spec.target_ref.is_some()),
-        ("targetRefs", !spec.target_refs.is_empty()),
+        ("selector", attached.selector.is_some()),
+        ("targetRef", attached.target_ref.is_some()),
+        ("targetRefs", !attached.target_refs.is_empty()),
     ];
     let set: Vec<_> = written.iter().filter(|(_, set)| *set).map(|(name, _)| *name).collect();
     if let [first, .., last] = set[..] {
@@ -42,7 +55,7 @@ pub(super) fn check(check: &mut Check<'_>, policy: &AuthorizationPolicy) {
             "keep `targetRefs` for a Service behind a waypoint, or `selector` for pods; write two policies for both",
         );
     }
-    if let Some(selector) = &spec.selector {
+    if let Some(selector) = attached.selector {
         check_selector(check, selector);
     }
     for (name, set) in written {
@@ -53,12 +66,12 @@ pub(super) fn check(check: &mut Check<'_>, policy: &AuthorizationPolicy) {
             check.error(code, &field, message, format!("say what it applies to, or remove `{name}`"));
         }
     }
-    at_most(check, "spec.targetRefs", spec.target_refs.len(), MAX_TARGETS);
-    for (index, target) in spec.target_refs.iter().enumerate() {
-        check_target(check, &policy.namespace, &format!("spec.targetRefs[{index}]"), target);
+    at_most(check, "spec.targetRefs", attached.target_refs.len(), MAX_TARGETS);
+    for (index, target) in attached.target_refs.iter().enumerate() {
+        check_target(check, namespace, &format!("spec.targetRefs[{index}]"), target);
     }
-    if let Some(target) = &spec.target_ref {
-        check_target(check, &policy.namespace, "spec.targetRef", target);
+    if let Some(target) = attached.target_ref {
+        check_target(check, namespace, "spec.targetRef", target);
     }
 }
 

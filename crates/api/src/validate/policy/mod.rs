@@ -9,7 +9,10 @@ mod values;
 
 use std::fmt;
 
-pub(super) use self::{attachment::check_selector, values::is_token};
+pub(super) use self::{
+    attachment::{Attached, check_attached, check_selector},
+    values::{is_address_block, is_token},
+};
 use super::Check;
 use crate::{AuthorizationPolicy, authorization_policy::Action, codes, text::quoted, yaml::Node};
 

@@ -107,7 +107,8 @@ pub(super) fn check_addresses(check: &mut Check<'_>, list: &List<'_>) {
     }
 }
 
-fn is_address_block(value: &str) -> bool {
+/// An address, or a range of them.
+pub(in crate::validate) fn is_address_block(value: &str) -> bool {
     let Some((address, length)) = value.split_once('/') else { return value.parse::<IpAddr>().is_ok() };
     let most = match address.parse::<IpAddr>() {
         Ok(IpAddr::V4(_)) => 32,

@@ -12,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ambit_admin::limits::{HEADER_TIMEOUT, MAX_CONNECTIONS};
 use ambit_telemetry::{
     log::LevelControl,
     metrics::{Metrics, Refusal, Reporter},
@@ -24,7 +25,6 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::limits::{ADMIN_HEADER_TIMEOUT, MAX_ADMIN_CONNECTIONS};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -166,7 +166,7 @@ async fn slow_and_large_requests_are_cut_off() {
     let mut rest = Vec::new();
     let _ = timeout(PATIENCE, slow.read_to_end(&mut rest)).await.expect("it is cut off");
     let took = started.elapsed();
-    assert!(took >= ADMIN_HEADER_TIMEOUT / 2 && took < 3 * ADMIN_HEADER_TIMEOUT, "{took:?}");
+    assert!(took >= HEADER_TIMEOUT / 2 && took < 3 * HEADER_TIMEOUT, "{took:?}");
 
     let mut large = TcpStream::connect(port.address).await.expect("connected");
     let header = format!("GET / HTTP/1.1\r\nhost: localhost\r\nx: {}\r\n\r\n", "y".repeat(64 << 10));
@@ -182,7 +182,7 @@ async fn slow_and_large_requests_are_cut_off() {
 async fn connections_are_bounded_and_the_newest_are_refused() {
     let port = Port::open(|| Ok(Vec::new()));
     let mut open = Vec::new();
-    for _ in 0..MAX_ADMIN_CONNECTIONS {
+    for _ in 0..MAX_CONNECTIONS {
         let mut stream = TcpStream::connect(port.address).await.expect("connected");
         stream.write_all(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n").await.expect("sent");
         let mut first = [0; 12];

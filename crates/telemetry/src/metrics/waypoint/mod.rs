@@ -1,0 +1,116 @@
+//! The metrics of a waypoint, under Istio's names (`spec/waypoint.md` 5.6), and its policies' counters beside them.
+//!
+//! Label sets are resolved once per connection, endpoint and outcome; counting a request is then a few atomic additions.
+
+mod decisions;
+mod requests;
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use prometheus_client::{collector::Collector, encoding::DescriptorEncoder, registry::Registry};
+
+use self::{decisions::Decisions, requests::Requests};
+pub use self::{
+    decisions::{CountedDecisions, DecisionLabels},
+    requests::{CarriedConnection, CarriedProtocol, CountedRequests, RequestLabels},
+};
+use super::encode::{gauge, single_counter};
+
+/// All metrics of one waypoint.
+pub struct WaypointMetrics {
+    registry: Registry,
+    values: Arc<Values>,
+}
+
+#[derive(Debug)]
+struct Values {
+    tag: String,
+    requests: Arc<Requests>,
+    decisions: Arc<Decisions>,
+    dropped_from_streams: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Source(Arc<Values>);
+
+// === impl WaypointMetrics ===
+
+impl WaypointMetrics {
+    /// Metrics that are all zero; `istio_build` shows the version `tag`.
+    #[must_use]
+    pub fn new(tag: &str) -> Arc<Self> {
+        let values = Arc::new(Values {
+            tag: tag.to_owned(),
+            requests: Requests::new(),
+            decisions: Decisions::new(),
+            dropped_from_streams: AtomicU64::new(0),
+        });
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(Source(Arc::clone(&values))));
+        Arc::new(Self { registry, values })
+    }
+
+    /// The counters of requests with these labels.
+    #[must_use]
+    pub fn requests(&self, labels: RequestLabels) -> CountedRequests {
+        self.values.requests.of(labels)
+    }
+
+    /// Counts a TCP connection as opened, and as closed when the returned value is dropped.
+    #[must_use]
+    pub fn connection(&self, labels: RequestLabels) -> CarriedConnection {
+        self.values.requests.open(labels)
+    }
+
+    /// The counters of this outcome of a policy or rule.
+    #[must_use]
+    pub fn decisions(&self, labels: DecisionLabels) -> CountedDecisions {
+        self.values.decisions.of(labels)
+    }
+
+    /// Counts records that a reader of the live stream missed because it was slow.
+    pub fn dropped_from_stream(&self, records: u64) {
+        self.values.dropped_from_streams.fetch_add(records, Ordering::Relaxed);
+    }
+
+    /// What is counted, as OpenMetrics text.
+    ///
+    /// # Errors
+    /// Never in practice: text can always be written to memory.
+    pub fn encode(&self) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+impl fmt::Debug for WaypointMetrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WaypointMetrics").field("values", &self.values).finish_non_exhaustive()
+    }
+}
+
+// === impl Source ===
+
+impl Collector for Source {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let Values { tag, requests, decisions, dropped_from_streams } = &*self.0;
+        let encoder = &mut encoder;
+        let build = [([("component", "waypoint"), ("tag", tag.as_str())], 1)];
+        gauge(encoder, "istio_build", "Istio component build info", build)?;
+        requests.encode(encoder)?;
+        decisions.encode(encoder)?;
+        let help = "Decision records that readers of the live stream missed because they were slow";
+        let dropped = dropped_from_streams.load(Ordering::Relaxed);
+        single_counter(encoder, "ambit_decision_stream_dropped", help, dropped)?;
+        let overflows = requests.overflowed().saturating_add(decisions.overflowed());
+        let help = "Label sets counted as `other` because there were too many";
+        single_counter(encoder, "ambit_metric_overflows", help, overflows)
+    }
+}

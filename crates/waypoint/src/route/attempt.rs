@@ -1,0 +1,190 @@
+//! Trying, and trying again.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use ::http::{Response, StatusCode};
+use ambit_mesh::{
+    loads::InFlight,
+    view::routes::{Filters, HttpRule},
+};
+use ambit_policy::Decision;
+use bytes::Bytes;
+use http_body::{Body as _, Frame, SizeHint};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use tokio::time::Sleep;
+
+use super::{edit::Template, replay::Replay, way::Way};
+use crate::{
+    http::Allowed,
+    limits::MAX_BACKOFF_FACTOR,
+    record::Entry,
+    request, respond,
+    session::{Addressee, Question},
+    upstream::{self, Body},
+};
+
+/// A routed request on its way.
+pub(super) struct Attempts<'a> {
+    pub(super) allowed: &'a Allowed,
+    pub(super) template: &'a Template,
+    pub(super) way: &'a Way,
+    pub(super) rule: &'a Arc<HttpRule>,
+    pub(super) deadline: Option<Instant>,
+    /// A change of policy may come while it is sent.
+    pub(super) long: bool,
+}
+
+/// What came of it.
+pub(super) enum Outcome {
+    Answered(Response<Incoming>, InFlight),
+    Failed(upstream::Error),
+    TimedOut,
+    Denied(Decision),
+}
+
+/// Ends a response that takes longer than its rule allows.
+pub(super) fn until(response: Response<Body>, deadline: Option<Instant>) -> Response<Body> {
+    let Some(deadline) = deadline else { return response };
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS || response.body().is_end_stream() {
+        return response;
+    }
+    let timer = Box::pin(tokio::time::sleep_until(deadline.into()));
+    response.map(|body| Timed { body, timer }.boxed_unsync())
+}
+
+struct Timed {
+    body: Body,
+    timer: Pin<Box<Sleep>>,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the response took longer than its route allows")]
+struct TooLate;
+
+// === impl Attempts ===
+
+impl Attempts<'_> {
+    pub(super) async fn run(&self, body: Body, filters: [&Filters; 2], entry: &mut Entry) -> Outcome {
+        let question = Question::Request(Box::new(self.allowed.checked.clone()));
+        let tried = async {
+            match self.deadline {
+                None => self.try_all(body, filters, entry).await,
+                Some(deadline) => {
+                    let tried = tokio::time::timeout_at(deadline.into(), self.try_all(body, filters, entry));
+                    tried.await.unwrap_or(Outcome::TimedOut)
+                }
+            }
+        };
+        tokio::select! {
+            outcome = tried => outcome,
+            decision = self.allowed.session.denied(&question), if self.long => Outcome::Denied(decision),
+        }
+    }
+
+    async fn try_all(&self, body: Body, filters: [&Filters; 2], entry: &mut Entry) -> Outcome {
+        let session = &self.allowed.session;
+        let Addressee::Service(service) = &session.target.addressee else {
+            return self.once(body, filters, entry).await;
+        };
+        session.shared.budgets.request(service);
+        let most = if self.template.asked.is_some() { 0 } else { self.rule.retry.attempts };
+        if most == 0 {
+            return self.once(body, filters, entry).await;
+        }
+        let replay = self.template.has_body.then(|| Replay::new(body));
+        let mut tries = 0;
+        loop {
+            let body = replay.as_ref().map_or_else(respond::empty, Replay::body);
+            let outcome = self.once(body, filters, entry).await;
+            let again = tries < most
+                && self.is_worth_another_try(&outcome)
+                && replay.as_ref().is_none_or(Replay::is_whole)
+                && session.shared.budgets.take(service);
+            if !again {
+                return outcome;
+            }
+            // Counted no longer while it waits.
+            drop(outcome);
+            tokio::time::sleep(self.backoff(tries)).await;
+            tries += 1;
+        }
+    }
+
+    async fn once(&self, body: Body, filters: [&Filters; 2], entry: &mut Entry) -> Outcome {
+        let Allowed { session, view, checked, protocol, .. } = self.allowed;
+        let request = self.template.request(checked, filters, *protocol, &session.shared.random, body);
+        let sent = upstream::send(session, view, self.way, *protocol, request, entry);
+        let sent = match self.rule.backend_timeout {
+            None => sent.await,
+            Some(timeout) => match tokio::time::timeout(timeout, sent).await {
+                Ok(sent) => sent,
+                Err(_elapsed) => return Outcome::TimedOut,
+            },
+        };
+        match sent {
+            Ok((response, in_flight)) => Outcome::Answered(response, in_flight),
+            Err(error) => Outcome::Failed(error),
+        }
+    }
+
+    /// As Istio does by default: where nothing was done (refused streams), and what gRPC calls unavailable or cancelled;
+    /// reaching another endpoint is part of one try. A rule that speaks of retries adds its statuses and broken connections.
+    fn is_worth_another_try(&self, outcome: &Outcome) -> bool {
+        let retry = &self.rule.retry;
+        match outcome {
+            Outcome::Answered(response, _) => {
+                let grpc = || request::is_grpc(&self.allowed.checked.headers) && is_grpc_retriable(response);
+                retry.codes.contains(&response.status()) || grpc()
+            }
+            Outcome::Failed(upstream::Error::Exchange { refused, .. }) => *refused || retry.explicit,
+            Outcome::Failed(upstream::Error::Connect { .. }) => retry.explicit,
+            Outcome::Failed(_) | Outcome::Denied(_) => false,
+            Outcome::TimedOut => retry.codes.contains(&StatusCode::GATEWAY_TIMEOUT),
+        }
+    }
+
+    /// Twice as long each time, up to a bound, plus up to half of that at random.
+    fn backoff(&self, tries: u32) -> Duration {
+        let factor = 2u32.saturating_pow(tries).min(MAX_BACKOFF_FACTOR);
+        let shortest = self.rule.retry.backoff.saturating_mul(factor);
+        let half = usize::try_from(shortest.as_micros() / 2).unwrap_or(usize::MAX);
+        let random = self.allowed.session.shared.random.below(half) as u64;
+        shortest.saturating_add(Duration::from_micros(random))
+    }
+}
+
+/// A response without a message that says `CANCELLED` or `UNAVAILABLE`.
+fn is_grpc_retriable(response: &Response<Incoming>) -> bool {
+    response.headers().get("grpc-status").is_some_and(|status| status == "1" || status == "14")
+}
+
+// === impl Timed ===
+
+impl http_body::Body for Timed {
+    type Data = Bytes;
+    type Error = Box<dyn std::error::Error + Send + Sync>;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        if std::future::Future::poll(self.timer.as_mut(), cx).is_ready() {
+            return Poll::Ready(Some(Err(Box::new(TooLate))));
+        }
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
