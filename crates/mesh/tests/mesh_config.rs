@@ -4,7 +4,7 @@ mod support;
 
 use std::{sync::Arc, time::Duration};
 
-use ambit_api::{MeshConfig, Resource, authorization_policy::Action, load_text};
+use ambit_api::{Diagnostic, MeshConfig, Resource, authorization_policy::Action, load_text};
 use ambit_mesh::{
     Index, Store,
     findings::{codes, findings},
@@ -15,11 +15,17 @@ use ambit_policy::{ConnectionFacts, Options, Peer, RequestFacts};
 use support::{gateway, name, namespace, pod, policy, put, service, targeting};
 
 fn config(spec: &str) -> MeshConfig {
+    let (config, faults) = written(spec);
+    assert_eq!(faults, []);
+    config
+}
+
+/// The object as it is read, and what is wrong with it.
+fn written(spec: &str) -> (MeshConfig, Vec<Diagnostic>) {
     let text = format!("apiVersion: ambit.dev/v1alpha1\nkind: MeshConfig\nmetadata: {{name: mesh}}\nspec: {spec}\n");
     let loaded = load_text("mesh.yaml", &text);
-    assert_eq!(loaded.diagnostics, []);
     match loaded.objects.into_iter().next().map(|object| object.resource) {
-        Some(Resource::MeshConfig(config)) => *config,
+        Some(Resource::MeshConfig(config)) => (*config, loaded.diagnostics),
         other => panic!("not a MeshConfig: {other:?}"),
     }
 }
@@ -99,7 +105,7 @@ fn authorizer(spec: &str) -> Result<Arc<Authorizer>, String> {
     let mut custom = targeting(policy("a/q", Action::Custom, None, Some("/v1")), "", "Service", "s");
     custom.spec.provider = Some(ambit_api::authorization_policy::Provider { name: "ext".into() });
     let other = "{name: other, envoyExtAuthzGrpc: {service: x.y, port: 1}}";
-    let config = config(&format!("{{extensionProviders: [{{name: ext, {spec}}}, {other}]}}"));
+    let (config, faults) = written(&format!("{{extensionProviders: [{{name: ext, {spec}}}, {other}]}}"));
     let mut index = Index::new(Settings::default());
     let pushes = index.apply([
         settings(Some(&config)),
@@ -115,6 +121,7 @@ fn authorizer(spec: &str) -> Result<Arc<Authorizer>, String> {
     assert_eq!(bundle.authorizers.len(), 1, "only those that are named");
     let known = bundle.authorizers["ext"].clone().map_err(|reason| reason.to_string());
     assert_eq!(known.is_ok(), applied.is_ok(), "what can't be read is told to the control plane");
+    assert!(known.is_err() || faults.is_empty(), "{faults:?}");
     known
 }
 

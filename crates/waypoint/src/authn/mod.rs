@@ -44,7 +44,8 @@ pub(crate) fn authenticate<B>(
     if found.is_empty() {
         return Ok(());
     }
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    // A clock before 1970 can't vouch for any token that ends.
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(u64::MAX, |since| since.as_secs());
     let mut worst: Option<Refused> = None;
     for (index, rule) in authentication.rules.iter().enumerate() {
         for location in &rule.locations {
