@@ -1,6 +1,6 @@
 //! What operators see: real scrapes of a running waypoint, and the Gateway's own answers.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use ambit_waypoint::Exposure;
 use ambit_xds::{
@@ -39,15 +39,20 @@ async fn get(address: SocketAddr, path: &str) -> String {
     ask(address, &format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")).await
 }
 
-/// Scrapes until it shows this line.
-async fn scrape(address: SocketAddr, wanted: &str) -> String {
+/// Scrapes until each of these series (its name, and a label's value that tells it) has this count: what a client saw
+/// end may be counted a moment later.
+async fn scrape(address: SocketAddr, wanted: &[(&str, &str, u64)]) -> String {
     soon(async {
         loop {
             let text = get(address, "/stats/prometheus").await;
-            if text.contains(wanted) {
+            let has = |(name, value, count): &(&str, &str, u64)| {
+                let (start, label, end) = (format!("{name}{{"), format!("=\"{value}\""), format!(" {count}"));
+                text.lines().any(|line| line.starts_with(&start) && line.contains(&label) && line.ends_with(&end))
+            };
+            if wanted.iter().all(has) {
                 return text;
             }
-            tokio::task::yield_now().await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })
     .await
@@ -84,7 +89,8 @@ async fn requests_are_counted_with_istios_labels_and_policies_with_their_rules()
     let (head, _) = exchange(&mut otel, "GET /secret HTTP/1.1\r\nhost: mlflow\r\n\r\n").await;
     assert_eq!(status(&head), 403);
 
-    let text = scrape(address, "response_code=\"403\"").await;
+    let text =
+        scrape(address, &[("istio_response_bytes_count", "403", 1), ("istio_response_bytes_count", "200", 2)]).await;
     let allowed = format!(
         "istio_requests_total{{reporter=\"waypoint\",source_workload=\"client\",source_canonical_service=\"client\",\
          source_canonical_revision=\"latest\",source_workload_namespace=\"{NAMESPACE}\",\
@@ -160,7 +166,7 @@ async fn tcp_connections_and_their_bytes_are_counted() {
     soon(tunnel.flush()).await.expect("flushed");
     soon(tunnel.read_exact(&mut echoed)).await.expect("echoed");
     drop(tunnel);
-    let text = scrape(address, "istio_tcp_connections_closed_total{").await;
+    let text = scrape(address, &[("istio_tcp_connections_closed_total", "tcp", 1)]).await;
     let value = |name: &str| {
         let line = text.lines().find(|line| line.starts_with(&format!("{name}{{"))).unwrap_or_default();
         assert!(line.contains("request_protocol=\"tcp\"") && !line.contains("response_code"), "{name}: {line}");
