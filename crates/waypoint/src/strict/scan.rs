@@ -9,6 +9,7 @@ pub(super) struct Scanner {
     head: Head,
     /// Digits or bytes of the present chunk's line.
     line_bytes: usize,
+    requests: u64,
 }
 
 /// What stands in some bytes.
@@ -97,6 +98,11 @@ type Step = Result<State, Refusal>;
 // === impl Scanner ===
 
 impl Scanner {
+    /// How many requests came so far, if the last one is whole and nothing of another has come.
+    pub(super) fn whole(&self) -> Option<u64> {
+        (self.state == State::Blank).then_some(self.requests)
+    }
+
     /// Looks at the next bytes of the stream. Nothing may be scanned after a refusal.
     pub(super) fn scan(&mut self, bytes: &[u8]) -> Found {
         let mut at = 0;
@@ -108,8 +114,11 @@ impl Scanner {
                         Ok(next) => self.state = next,
                         Err(refusal) => return Found::Refused { at, in_head: was.is_head(), refusal },
                     }
-                    if was == State::HeadEnd && self.end_head() {
-                        return Found::Asked { end: at + 1 };
+                    if was == State::HeadEnd {
+                        self.requests += 1;
+                        if self.end_head() {
+                            return Found::Asked { end: at + 1 };
+                        }
                     }
                     1
                 }
@@ -175,10 +184,7 @@ impl Scanner {
             State::Value => match byte {
                 b'\r' => self.head.end_value().map(|()| State::ValueEnd),
                 b'\n' => Err(Refusal::BareLineFeed),
-                _ => {
-                    self.head.text.push_value(byte);
-                    Ok(State::Value)
-                }
+                _ => self.head.value(byte),
             },
             State::HeadEnd => line_feed(byte, State::Blank),
             _ => self.step_body(byte),
@@ -257,6 +263,20 @@ impl Head {
             _ => {
                 self.text.push(byte);
                 Ok(State::Name)
+            }
+        }
+    }
+
+    /// A byte of a framing field's value. One that is valid in no value is refused where it stands: the server could see it
+    /// before the end of the line does, and count another reason.
+    fn value(&mut self, byte: u8) -> Step {
+        let control = byte.is_ascii_control() && byte != b'\t';
+        match self.field {
+            Field::Length if control => Err(Refusal::InvalidLength),
+            Field::Encoding if control => Err(Refusal::UnknownEncoding),
+            _ => {
+                self.text.push_value(byte);
+                Ok(State::Value)
             }
         }
     }

@@ -82,6 +82,22 @@ fn what_is_refused_never_ends_its_head() {
 }
 
 #[test]
+fn what_is_valid_in_no_value_does_not_pass_in_a_framing_field() {
+    for (field, expected) in [
+        ("content-length: 1\x0b", Refusal::InvalidLength),
+        ("content-length:\x7f1", Refusal::InvalidLength),
+        ("transfer-encoding:\x0bchunked", Refusal::UnknownEncoding),
+        ("transfer-encoding: chunked\0", Refusal::UnknownEncoding),
+    ] {
+        // The line hasn't ended yet.
+        let case = format!("{POST}{field}");
+        let control = case.bytes().skip(POST.len()).position(|byte| byte.is_ascii_control()).expect("one");
+        let refused = Found::Refused { at: POST.len() + control, in_head: true, refusal: expected };
+        assert_eq!(scan(case.as_bytes(), 1000), refused, "{case:?}");
+    }
+}
+
+#[test]
 fn chunks_have_one_form() {
     use Refusal::*;
     let long = format!("1;{}\r\n", "x".repeat(MAX_CHUNK_LINE_BYTES + 1));
