@@ -3,6 +3,9 @@
 
 use std::{path::PathBuf, process::Command};
 
+/// The profile of what is shipped; it builds for many minutes.
+const SHIPPED: &str = "dist";
+
 /// Prints what decisions cost and writes `target/bench/policy.json`.
 ///
 /// # Errors
@@ -26,8 +29,9 @@ pub fn instructions(record: bool) -> Result<(), String> {
 /// # Errors
 /// When building or running fails. A figure past its bar is printed as such and is no error: times are noisy.
 pub fn ztunnel(arguments: &[&str]) -> Result<(), String> {
-    crate::cargo(&["build", "--release", "--locked", "--package", "ambit", "--package", "ambit-bench-ztunnel"])?;
-    let ambit = built("release", "ambit")?;
+    crate::cargo(&["build", "--profile", SHIPPED, "--locked", "--package", "ambit"])?;
+    crate::cargo(&["build", "--release", "--locked", "--package", "ambit-bench-ztunnel"])?;
+    let ambit = built(SHIPPED, "ambit")?;
     let out = crate::root().join("target/bench");
     crate::run(
         Command::new(built("release", "ambit-bench-ztunnel")?)
@@ -56,9 +60,10 @@ pub fn waypoint(arguments: &[&str]) -> Result<(), String> {
         (None, _) => None,
         _ => return Err("`--against` takes `envoy`".to_owned()),
     };
-    crate::cargo(&["build", "--release", "--locked", "--package", "ambit-bench-waypoint"])?;
+    // The waypoint runs within the program that measures it.
+    crate::cargo(&["build", "--profile", SHIPPED, "--locked", "--package", "ambit-bench-waypoint"])?;
     let out = crate::root().join("target/bench");
-    let mut command = Command::new(built("release", "ambit-bench-waypoint")?);
+    let mut command = Command::new(built(SHIPPED, "ambit-bench-waypoint")?);
     command.arg(out).arg("rounds").args(arguments);
     if let Some(envoy) = envoy {
         command.arg("--against").arg(envoy);
