@@ -51,6 +51,23 @@ spec:
             periodSeconds: 1
 YAML
 
+tracing() {
+  cat > "$work/tracing.yaml" <<YAML
+apiVersion: ambit.dev/v1alpha1
+kind: MeshConfig
+metadata: {name: mesh}
+spec:
+  extensionProviders:
+    - name: mlflow
+      opentelemetry:
+        service: mlflow.kagenti-system.svc.cluster.local
+        port: 5000
+        http: {path: /v1/traces, headers: [{name: x-mlflow-experiment-id, value: "0"}]}
+  defaultProviders: {tracing: [$1]}
+YAML
+}
+tracing ""
+
 step() { printf '\n== %s\n' "$1"; }
 fail() { echo "FAILED: $1" >&2; sed 's/^/  mesh: /' "$work/up.log" >&2; exit 1; }
 # Tries a command until it succeeds, for so many seconds.
@@ -59,7 +76,7 @@ collector=(-n kagenti-system --sa otel-collector)
 ui=(-n kagenti-system --sa kagenti-ui)
 
 step "the mesh, with a real mlflow server as the mlflow pod"
-"$ambit" up -f "$example/mesh.yaml" -f "$example/complete-example.yaml" -f "$example/multiple-rules.yaml" -f "$work/server.yaml" \
+"$ambit" up -f "$example/mesh.yaml" -f "$example/complete-example.yaml" -f "$example/multiple-rules.yaml" -f "$work/server.yaml" -f "$work/tracing.yaml" \
   --access-log "$work/access.jsonl" > "$work/up.log" 2>&1 &
 mesh=$!
 await 10 grep -q '^ready' "$work/up.log" || fail "the mesh doesn't get ready"
@@ -98,6 +115,17 @@ curl -sS "$address/" > "$work/page.html" || fail "the page doesn't come"
 grep -o '<title>[^<]*</title>' "$work/page.html" || fail "that isn't MLflow's page: $(head -c 300 "$work/page.html")"
 status=$(curl -sS -o "$work/delete.txt" -w '%{http_code}' -X DELETE "$address/") && [ "$status" = 403 ] || fail "DELETE as kagenti-ui gave $status"
 echo "DELETE / as kagenti-ui: 403 $(cat "$work/delete.txt")"
+
+step "the waypoint continues a trace, and MLflow shows its span"
+tracing mlflow
+await 10 grep -q 'the edit is in force' "$work/up.log" || fail "the edit isn't taken"
+continued=5b8efff798038103d269b633813fc60c
+"$ambit" run "${ui[@]}" -- curl -sS -o /dev/null -H "traceparent: 00-$continued-eee19b7ec3c1b174-01" http://mlflow:5000/health
+shown() {
+  "$ambit" run "${ui[@]}" -- curl -sS -X POST -H 'content-type: application/json' -d @"$work/search.json" \
+    http://mlflow:5000/api/3.0/mlflow/traces/search | grep -o "\"trace_id\":\"tr-$continued\""
+}
+await 10 shown || fail "the waypoint's span isn't there"
 
 step "decisions"
 grep -c . "$work/access.jsonl"

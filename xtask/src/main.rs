@@ -1,8 +1,8 @@
 //! `cargo xtask`: the project's chores, so that cargo is the only tool a newcomer needs.
 //!
 //! `test [--fast]` runs every test; `lint` checks format, lints, licences and duplicate dependencies; `bench` measures the
-//! policy engine, the node proxy and the waypoint; `interop` lets the node proxy talk to a real ztunnel; `soak` runs it while everything
-//! around it changes; `conformance` compares it with a real Envoy; `fuzz` tries random inputs on it; `real` runs the MLflow
+//! policy engine, the node proxy and the waypoint; `interop` lets the node proxy talk to a real ztunnel; `soak` runs it, or the waypoint, while
+//! everything around it changes; `conformance` compares it with a real Envoy; `fuzz` tries random inputs on it; `real` runs the MLflow
 //! example against the real server and exporter.
 #![forbid(unsafe_code)]
 
@@ -37,6 +37,8 @@ commands:
                   let the node proxy talk to a real ztunnel, both ways
   soak ztunnel [--minutes N]
                   change workloads, policies and certificates every second while pods talk; 15 minutes if not said
+  soak waypoint [--seconds N]
+                  load the waypoint while policies, routes and endpoints change; 600 seconds if not said
   conformance envoy [--requests N] [--seed S]
                   compare the policy engine with a real Envoy on random policies and requests (needs Python)
   fuzz [TARGET...] [--runs N]
@@ -59,6 +61,7 @@ fn main() -> ExitCode {
         ["bench", "costs"] => bench::costs(),
         ["interop", "ztunnel", arguments @ ..] => interop::ztunnel(arguments),
         ["soak", "ztunnel", arguments @ ..] => soak::ztunnel(arguments),
+        ["soak", "waypoint", arguments @ ..] => soak::waypoint(arguments),
         ["conformance", arguments @ ..] => conformance::run(arguments),
         ["fuzz", arguments @ ..] => fuzz::run(arguments),
         ["real"] => real::run(),

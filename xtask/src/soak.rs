@@ -1,11 +1,12 @@
-//! The node proxy for a quarter of an hour, while everything around it changes. The package `ambit-bench-ztunnel` does it;
-//! this only builds and runs it.
+//! The node proxy for a quarter of an hour, and the waypoint for ten minutes, while everything around them changes. The
+//! packages `ambit-bench-ztunnel` and `ambit-bench-waypoint` do it; this only builds and runs them.
 
 use std::process::Command;
 
 use crate::bench::built;
 
-const USAGE: &str = "usage: cargo xtask soak ztunnel [--minutes N]";
+const USAGE: &str = "usage: cargo xtask soak ztunnel [--minutes N]
+       cargo xtask soak waypoint [--seconds N]";
 /// How long it lasts where nothing is asked for.
 const MINUTES: u64 = 15;
 
@@ -27,4 +28,18 @@ pub fn ztunnel(arguments: &[&str]) -> Result<(), String> {
             .arg(built("release", "ambit")?)
             .args(["--seconds", &(60 * minutes).to_string()]),
     )
+}
+
+/// Loads the waypoint while its policies, routes and endpoints change five times a second, 600 seconds unless told
+/// otherwise; writes `target/soak/waypoint.json`.
+///
+/// # Errors
+/// When building or running fails, a request fails, something is left open, or memory grows.
+pub fn waypoint(arguments: &[&str]) -> Result<(), String> {
+    if !matches!(arguments, [] | ["--seconds", _]) {
+        return Err(USAGE.to_owned());
+    }
+    crate::cargo(&["build", "--release", "--locked", "--package", "ambit-bench-waypoint"])?;
+    let program = built("release", "ambit-bench-waypoint")?;
+    crate::run(Command::new(program).arg(crate::root().join("target/soak")).arg("soak").args(arguments))
 }

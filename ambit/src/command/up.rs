@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use ambit_node::Role;
 
 use super::{Failure, MeshArgs};
-use crate::local::{self, AccessLog, Options};
+use crate::local::{self, AccessLog, AccessLogFormat, Options};
 
 /// Arguments of `ambit up`.
 #[derive(Debug, clap::Args)]
@@ -18,8 +18,12 @@ pub struct Args {
     /// Write one JSON line per request or refused connection to FILE, or to standard output if `-`
     #[arg(long, value_name = "FILE|-")]
     access_log: Option<AccessLog>,
-    /// Let every program on this machine ask each waypoint for metrics, configuration and decisions, on a loopback port
-    /// that is printed
+    /// What a line of the access log is: a decision as JSON, when it is made; or what came of a request, when it has ended,
+    /// in Istio's default text format (for the node proxies, in that of ztunnel)
+    #[arg(long, value_enum, default_value_t, requires = "access_log")]
+    access_log_format: AccessLogFormat,
+    /// Let every program on this machine ask each waypoint for metrics, configuration and decisions, and set log levels, on
+    /// a loopback port that is printed
     #[arg(long)]
     waypoint_admin: bool,
 }
@@ -34,6 +38,7 @@ pub fn run(args: Args) -> Result<ExitCode, Failure> {
                 mesh: args.mesh.name().to_owned(),
                 paths: args.filename,
                 access_log: args.access_log,
+                access_log_format: args.access_log_format,
                 waypoint_admin: args.waypoint_admin,
             };
             local::run(options, node)

@@ -4,6 +4,7 @@ mod containers;
 pub mod files;
 mod folders;
 mod key_servers;
+mod log;
 mod pods;
 mod records;
 mod sessions;
@@ -28,11 +29,12 @@ use ambit_node::{
     supervise::ContainerLine,
 };
 use ambit_policy::Options as PolicyOptions;
+use ambit_telemetry::log::LevelControl;
 use ambit_ztunnel::Ztunnel;
 use tokio::sync::{broadcast, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use records::AccessLog;
+pub use records::{AccessLog, AccessLogFormat};
 
 use crate::command::Failure;
 use key_servers::KeyServers;
@@ -65,6 +67,8 @@ pub struct Options {
     pub paths: Vec<PathBuf>,
     /// Where decision records go, besides the lines for people.
     pub access_log: Option<AccessLog>,
+    /// What its lines are.
+    pub access_log_format: AccessLogFormat,
     /// Waypoints are open to operators on loopback ports of the host.
     pub waypoint_admin: bool,
 }
@@ -88,7 +92,8 @@ pub fn print_line(line: &str) {
 }
 
 async fn serve(options: Options, mut process: NodeProcess, started: Instant) -> Result<ExitCode, Failure> {
-    let writer = records::Writer::open(options.access_log.as_ref())?;
+    let levels = log::start()?;
+    let writer = records::Writer::open(options.access_log.as_ref(), options.access_log_format)?;
     let loaded = ambit_api::load(&options.paths);
     // A mesh that can't start says so before it takes the socket.
     if loaded.diagnostics.iter().any(Diagnostic::is_error) {
@@ -99,7 +104,7 @@ async fn serve(options: Options, mut process: NodeProcess, started: Instant) -> 
     // Without this a socket of a killed mesh stays; the next start replaces it.
     let _ = process.host.remove_on_exit(&socket);
 
-    let mut mesh = Mesh::build(&options, &process, loaded, writer)?;
+    let mut mesh = Mesh::build(&options, &process, loaded, writer, levels)?;
     let tasks = TaskTracker::new();
     let stop = CancellationToken::new();
     let sessions = Arc::new(Sessions::new(
@@ -119,7 +124,10 @@ async fn serve(options: Options, mut process: NodeProcess, started: Instant) -> 
     match begun {
         Ok(status) => {
             print_line(&ready_line(&status, started.elapsed()));
-            mesh.run(&mut process, &stop).await;
+            tokio::select! {
+                () = mesh.run(&mut process, &stop) => {}
+                () = ambit_node::memory::keep_small() => {}
+            }
             print_line("stopping");
         }
         Err(failure) => {
@@ -150,12 +158,16 @@ impl Mesh {
         process: &NodeProcess,
         loaded: ambit_api::Loaded,
         writer: records::Writer,
+        levels: LevelControl,
     ) -> Result<Self, Failure> {
         let failure = |error: &dyn std::error::Error| Failure::new(error.to_string());
         let state = folders::state(&options.mesh);
         let ca = Ca::open(&state.join("ca"), TRUST_DOMAIN).map_err(|error| failure(&error))?;
         let certificates = CertificateStore::new(Arc::new(ca), Arc::new(SystemClock));
-        let (recorder, records) = ambit_telemetry::recorder();
+        let (mut recorder, records) = ambit_telemetry::recorder();
+        if writer.wants_exchanges() {
+            recorder = recorder.with_exchanges();
+        }
         tokio::spawn(writer.run(records));
         let store = Store::new(PolicyOptions {
             trust_domains: vec![TRUST_DOMAIN.to_owned()],
@@ -200,6 +212,7 @@ impl Mesh {
             control_plane: cluster.handle.clone(),
             lines,
             waypoint_admin,
+            levels,
             // All meshes of this user, not only this one.
             hidden: vec![state.parent().map_or_else(|| state.clone(), Path::to_owned), socket_folder()],
         }));

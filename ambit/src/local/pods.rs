@@ -17,7 +17,7 @@ use ambit_hbone::{
 use ambit_identity::CertificateStore;
 use ambit_mesh::Store;
 use ambit_node::{Capture, Node, PodDns, PodNamespaces, PodNetworkSpec, Reaper, Supervisor, supervise::ContainerLine};
-use ambit_telemetry::Recorder;
+use ambit_telemetry::{Recorder, log::LevelControl};
 use ambit_waypoint::{Exposure, Waypoint};
 use ambit_ztunnel::Ztunnel;
 use tokio::{
@@ -59,6 +59,8 @@ pub struct Surroundings {
     pub lines: mpsc::Sender<ContainerLine>,
     /// The host's network, if waypoints are open to operators there.
     pub waypoint_admin: Option<Arc<dyn Network>>,
+    /// Of this process's log; operators of waypoints may change them.
+    pub levels: LevelControl,
     /// Folders that pods must not see: the mesh's keys and control socket belong to the same user.
     pub hidden: Vec<PathBuf>,
 }
@@ -249,7 +251,7 @@ fn start(
             let bound = socket::listen(&**host, address, &ListenOptions::default())
                 .and_then(|listener| Ok((listener.local_addr()?, listener)));
             let (address, listener) = bound.map_err(|error| format!("its operators' port can't listen: {error}"))?;
-            waypoint.serve_operators(vec![listener], Exposure::Loopback, None);
+            waypoint.serve_operators(vec![listener], Exposure::Loopback, Some(surroundings.levels.clone()));
             print_line(&format!("waypoint {}/{gateway}: operators at http://{address}", plan.namespace));
         }
         return Ok(Inside::Waypoint(waypoint));

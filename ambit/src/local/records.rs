@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use ambit_telemetry::{DecisionRecord, Line, Records};
+use ambit_telemetry::{AccessLine, DecisionRecord, Enforcer, EnvoyLine, Line, Records, log::LogFormat};
 
 use crate::command::Failure;
 
@@ -25,11 +25,22 @@ pub enum AccessLog {
     File(PathBuf),
 }
 
+/// What a line of the access log is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum AccessLogFormat {
+    /// A decision record.
+    #[default]
+    Json,
+    /// What came of a request or connection, as Istio's proxies write it.
+    Text,
+}
+
 /// Writes records until told to stop.
 #[derive(Debug)]
 pub struct Writer {
     log: Option<BufWriter<File>>,
-    json_on_stdout: bool,
+    on_stdout: bool,
+    format: AccessLogFormat,
     failing: bool,
 }
 
@@ -47,13 +58,18 @@ impl std::str::FromStr for AccessLog {
 
 impl Writer {
     /// Opens the access log, if any. A new file is for its owner only: records tell who calls what.
-    pub fn open(access_log: Option<&AccessLog>) -> Result<Self, Failure> {
-        let (log, json_on_stdout) = match access_log {
+    pub fn open(access_log: Option<&AccessLog>, format: AccessLogFormat) -> Result<Self, Failure> {
+        let (log, on_stdout) = match access_log {
             None => (None, false),
             Some(AccessLog::Stdout) => (None, true),
             Some(AccessLog::File(path)) => (Some(BufWriter::new(open(path)?)), false),
         };
-        Ok(Self { log, json_on_stdout, failing: false })
+        Ok(Self { log, on_stdout, format, failing: false })
+    }
+
+    /// True if lines are about what came of requests.
+    pub fn wants_exchanges(&self) -> bool {
+        self.format == AccessLogFormat::Text
     }
 
     /// Takes records until their source ends.
@@ -90,19 +106,25 @@ impl Writer {
 
     fn write(&mut self, record: &DecisionRecord) {
         // How allowed connections end, and what a client's proxy adds, is a cluster's access log.
-        if !record.announces_decision() {
-            return;
-        }
-        if self.json_on_stdout {
-            if let Ok(json) = serde_json::to_string(record) {
-                super::print_line(&json);
-            }
-        } else {
+        let is_decision = record.announces_decision();
+        if is_decision && !self.on_stdout {
             super::print_line(&Line(record).to_string());
         }
+        if !self.on_stdout && self.log.is_none() {
+            return;
+        }
+        let line = match self.format {
+            AccessLogFormat::Json if is_decision => serde_json::to_string(record).ok(),
+            AccessLogFormat::Json => None,
+            AccessLogFormat::Text => text(record),
+        };
+        let Some(mut line) = line else { return };
+        if self.on_stdout {
+            super::print_line(&line);
+        }
         let Some(log) = &mut self.log else { return };
-        let result =
-            serde_json::to_writer(&mut *log, record).map_err(io::Error::from).and_then(|()| log.write_all(b"\n"));
+        line.push('\n');
+        let result = log.write_all(line.as_bytes());
         self.tell(result);
     }
 
@@ -122,6 +144,16 @@ impl Writer {
             Err(_) => {}
         }
     }
+}
+
+/// A waypoint's line as Envoy writes it, when all is over; a node proxy's as ztunnel writes it.
+fn text(record: &DecisionRecord) -> Option<String> {
+    if let Some(line) = EnvoyLine::of(record) {
+        return Some(line.to_string());
+    }
+    let is_waypoint = matches!(record.enforcer, Enforcer::Waypoint { .. });
+    let is_opening = record.connection.as_ref().is_some_and(|connection| connection.opened);
+    (!is_waypoint && !is_opening).then(|| AccessLine::new(record, LogFormat::Plain).to_string())
 }
 
 fn open(path: &Path) -> Result<File, Failure> {

@@ -14,7 +14,7 @@ use ambit_telemetry::Records;
 use ambit_waypoint::{Config, Waypoint};
 use ambit_xds::{
     ADDRESS_TYPE, DeltaResponse, Resource, WAYPOINT_TYPE, security,
-    waypoint::{BoundService, Bundle},
+    waypoint::{AttachedRoute, BoundService, Bundle},
     workload::{Address, AppProtocol, NetworkAddress, Port, PortList, Service, TunnelProtocol, Workload, address},
 };
 use prost::Message;
@@ -22,7 +22,9 @@ use tokio::net::TcpListener;
 
 use crate::{
     arguments::Proxy,
-    backend, child, place,
+    backend, child, churn,
+    contender::RULES,
+    place,
     scenario::{self, GATEWAY, HOSTNAME, NAMESPACE, SERVICE, Shape, TRUST_DOMAIN, VIRTUAL},
 };
 
@@ -37,9 +39,28 @@ pub(crate) fn start(
     rules: usize,
     backend: backend::Address,
 ) -> Result<(child::Running, SocketAddr), String> {
-    let arguments =
-        ["proxy", shape.name(), &rules.to_string(), &backend.plain.to_string(), &backend.hbone_port.to_string()];
-    let (running, line) = child::start(folder, &arguments.map(str::to_owned))?;
+    start_with(folder, shape, rules, backend, None)
+}
+
+/// The same, with a configuration that changes all the time; `churn::changes` tells how often it has.
+pub(crate) fn start_churning(
+    folder: &Path,
+    shape: Shape,
+    backend: backend::Address,
+) -> Result<(child::Running, SocketAddr), String> {
+    start_with(folder, shape, RULES, backend, Some("churn"))
+}
+
+fn start_with(
+    folder: &Path,
+    shape: Shape,
+    rules: usize,
+    backend: backend::Address,
+    further: Option<&str>,
+) -> Result<(child::Running, SocketAddr), String> {
+    let (rules, plain, port) = (rules.to_string(), backend.plain.to_string(), backend.hbone_port.to_string());
+    let arguments = ["proxy", shape.name(), &rules, &plain, &port].into_iter().chain(further);
+    let (running, line) = child::start(folder, &arguments.map(str::to_owned).collect::<Vec<_>>())?;
     let address = line.parse().map_err(|_| format!("Ambit says `{line}`"))?;
     Ok((running, address))
 }
@@ -50,12 +71,16 @@ pub(crate) fn run(proxy: &Proxy, folder: &Path) -> Result<(), String> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = runtime.map_err(|error| error.to_string())?;
     let _inside = runtime.enter();
+    // As the program `ambit` does.
+    runtime.spawn(ambit_node::memory::keep_small());
     let (recorder, records) = ambit_telemetry::recorder();
     let log = File::create("/dev/null").map_err(|error| format!("/dev/null: {error}"))?;
     runtime.spawn(write(records, BufWriter::new(log)));
     let mut config = Config::new(NAMESPACE, GATEWAY, scenario::waypoint(), LOOPBACK);
     config.hbone_port = proxy.backend.hbone_port;
     let (store, certificates) = (store(proxy)?, place::certificates(folder)?);
+    let churning = proxy.churns.then(|| churn::run(Arc::clone(&store), proxy.shape, proxy.backend, folder.to_owned()));
+    churning.map(|churning| runtime.spawn(churning));
     let waypoint = Waypoint::start(config, Arc::new(HostNetwork), store, certificates, recorder);
     let waypoint = waypoint.map_err(|error| format!("can't listen: {error}"))?;
     let address = match proxy.shape {
@@ -99,7 +124,7 @@ fn store(proxy: &Proxy) -> Result<Arc<Store>, String> {
     let addresses = vec![service(), workload("client", IpAddr::V4(Ipv4Addr::LOCALHOST), "kagenti-ui", None, hbone)];
     let endpoint = workload("mlflow-0", proxy.backend.plain.ip(), SERVICE, backend, hbone);
     let addresses = addresses.into_iter().chain([endpoint]).collect();
-    for (type_url, resources) in [(ADDRESS_TYPE, addresses), (WAYPOINT_TYPE, vec![bundle(proxy.rules)])] {
+    for (type_url, resources) in [(ADDRESS_TYPE, addresses), (WAYPOINT_TYPE, vec![bundle(proxy.rules, Vec::new())])] {
         let response = DeltaResponse { type_url: type_url.to_owned(), resources, removed: Vec::new() };
         store.apply(&[response]).map_err(|nack| format!("the scenario is refused: {nack:?}"))?;
     }
@@ -124,7 +149,8 @@ fn service() -> Resource {
     resource(format!("{NAMESPACE}/{HOSTNAME}"), &address)
 }
 
-fn workload(name: &str, ip: IpAddr, account: &str, serves: Option<SocketAddr>, hbone: bool) -> Resource {
+/// A pod, and which of the service's endpoints it is.
+pub(crate) fn workload(name: &str, ip: IpAddr, account: &str, serves: Option<SocketAddr>, hbone: bool) -> Resource {
     let uid = format!("Kubernetes//Pod/{NAMESPACE}/{name}");
     let ports = |target: SocketAddr| PortList {
         ports: vec![Port { service_port: VIRTUAL.port().into(), target_port: target.port().into(), app_protocol: 0 }],
@@ -142,7 +168,8 @@ fn workload(name: &str, ip: IpAddr, account: &str, serves: Option<SocketAddr>, h
     resource(uid, &Address { r#type: Some(address::Type::Workload(workload)) })
 }
 
-fn bundle(rules: usize) -> Resource {
+/// What the waypoint is told of its service.
+pub(crate) fn bundle(rules: usize, routes: Vec<AttachedRoute>) -> Resource {
     let policies = scenario::policies(rules).into_iter().map(|policy| {
         let object = serde_json::json!({"namespace": NAMESPACE, "name": policy.name, "spec": policy.spec()});
         security::Policy {
@@ -156,6 +183,7 @@ fn bundle(rules: usize) -> Resource {
         namespace: NAMESPACE.to_owned(),
         hostname: HOSTNAME.to_owned(),
         policies: policies.collect(),
+        routes,
         ..BoundService::default()
     };
     let bundle = Bundle {

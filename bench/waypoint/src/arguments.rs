@@ -6,16 +6,20 @@ use crate::{backend, rounds::Row, scenario::Shape};
 
 const USAGE: &str = "usage: ambit-bench-waypoint OUT rounds [--against ENVOY] [--quick] [--rounds N] [--seconds S] \
                      [--patience S] [--rows FILTER,...]
+       ambit-bench-waypoint OUT soak [--seconds N]
 
 OUT is the folder for figures. A FILTER is `SHAPE/HTTP/BODY/CONNECTIONS`, `memory/SHAPE` or `rules`: parts may be `*`, and
 those at the end may be left out. Shapes are l7 and hbone, HTTP h1 and h2, bodies 0, 1024 and 65536 bytes, connections 16,
-64 and 512. --quick is `--rounds 2 --seconds 1 --rows */*/0/64,memory,rules`.";
+64 and 512. A soak changes the configuration five times a second under load; it lasts 600 seconds unless told otherwise.
+--quick is `--rounds 2 --seconds 1 --rows */*/0/64,memory,rules`.";
 
 const ROUNDS: usize = 5;
 const SECONDS: f64 = 2.0;
 const QUICK_ROUNDS: usize = 2;
 const QUICK_SECONDS: f64 = 1.0;
 const QUICK_ROWS: &str = "*/*/0/64,memory,rules";
+/// How long a soak lasts.
+const SOAK: Duration = Duration::from_secs(600);
 /// How long a figure waits for an idle machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -30,6 +34,8 @@ pub(crate) struct Arguments {
 #[derive(Debug)]
 pub(crate) enum Command {
     Rounds(Rounds),
+    /// Load on a waypoint whose configuration changes all the time.
+    Soak(Duration),
     /// Be the waypoint that is measured.
     Proxy(Proxy),
     /// Be what is behind it.
@@ -54,6 +60,8 @@ pub(crate) struct Proxy {
     pub(crate) shape: Shape,
     pub(crate) rules: usize,
     pub(crate) backend: backend::Address,
+    /// Its configuration changes all the time.
+    pub(crate) churns: bool,
 }
 
 // === impl Arguments ===
@@ -65,11 +73,17 @@ impl Arguments {
         let [place, command, rest @ ..] = words.as_slice() else { return Err(USAGE.to_owned()) };
         let command = match (*command, rest) {
             ("rounds", rest) => Command::Rounds(Rounds::parse(rest)?),
-            ("proxy", [shape, rules, plain, port]) => {
+            ("soak", []) => Command::Soak(SOAK),
+            ("soak", ["--seconds", seconds]) => {
+                let seconds = seconds.parse().ok().filter(|seconds| *seconds > 0).ok_or(USAGE)?;
+                Command::Soak(Duration::from_secs(seconds))
+            }
+            ("proxy", [shape, rules, plain, port, rest @ ..]) if matches!(rest, [] | ["churn"]) => {
                 let wrong = || USAGE.to_owned();
                 let plain = plain.parse().map_err(|_| wrong())?;
                 let backend = backend::Address { plain, hbone_port: port.parse().map_err(|_| wrong())? };
-                Command::Proxy(Proxy { shape: shape.parse()?, rules: rules.parse().map_err(|_| wrong())?, backend })
+                let (shape, rules) = (shape.parse()?, rules.parse().map_err(|_| wrong())?);
+                Command::Proxy(Proxy { shape, rules, backend, churns: !rest.is_empty() })
             }
             ("backend", []) => Command::Backend,
             _ => return Err(USAGE.to_owned()),
@@ -173,6 +187,8 @@ mod tests {
             "out rounds --against",
             "out proxy l7",
             "out backend more",
+            "out soak --seconds 0",
+            "out proxy l7 2 127.0.0.2:1 1 churns",
         ] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }

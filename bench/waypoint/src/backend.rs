@@ -1,6 +1,6 @@
 //! What is behind the waypoint: an HTTP/1.1 server, reached as it is and through a node proxy in the same process.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::Path, rc::Rc};
+use std::{collections::BTreeMap, io, net::SocketAddr, path::Path, rc::Rc};
 
 use ambit_hbone::Limits;
 use tokio::{
@@ -13,7 +13,7 @@ use crate::{
     child::{self, Running},
     codec::end_of_head,
     place,
-    scenario::{BACKEND_IP, body_of, server},
+    scenario::{BACKEND_IP, OTHER_BACKEND_IP, body_of, server},
 };
 
 /// Where a backend is reached.
@@ -33,6 +33,8 @@ pub(crate) const BODIES: [usize; 3] = [0, 1024, 64 * 1024];
 /// Longest head that is read.
 const MAX_HEAD_BYTES: usize = 16 * 1024;
 const READ_BYTES: usize = 4096;
+/// How often a port is looked for that is free at both addresses.
+const MAX_LISTEN_TRIES: usize = 20;
 
 /// Starts one as a process of its own.
 pub(crate) fn start(folder: &Path) -> Result<(Running, Address), String> {
@@ -60,7 +62,7 @@ pub(crate) fn run(folder: &Path) -> Result<(), String> {
         let (ended, end) = tokio::sync::oneshot::channel::<()>();
         std::thread::spawn(move || {
             // The parent's end of it is never written to.
-            let _ = std::io::Read::read(&mut std::io::stdin(), &mut [0]);
+            let _ = io::Read::read(&mut io::stdin(), &mut [0]);
             drop(ended);
         });
         let _ = served.run_until(end).await;
@@ -69,27 +71,48 @@ pub(crate) fn run(folder: &Path) -> Result<(), String> {
 }
 
 async fn serve(folder: &Path) -> Result<(), String> {
-    let failed = |error: std::io::Error| error.to_string();
+    let failed = |error: io::Error| error.to_string();
     let certificates = place::certificates(folder)?;
-    let plain = TcpListener::bind((BACKEND_IP, 0)).await.map_err(failed)?;
-    let hbone = TcpListener::bind((BACKEND_IP, 0)).await.map_err(failed)?;
+    let (plain, hbone) = (listen().await.map_err(failed)?, listen().await.map_err(failed)?);
     let responses: Rc<Responses> = Rc::new(BODIES.into_iter().map(|body| (body, response(body))).collect());
-    let address = plain.local_addr().map_err(failed)?;
-    println!("{address} {}", hbone.local_addr().map_err(failed)?.port());
+    let address = plain[0].local_addr().map_err(failed)?;
+    println!("{address} {}", hbone[0].local_addr().map_err(failed)?.port());
+    let (plain, hbone) = (&plain, &hbone);
     loop {
         tokio::select! {
-            accepted = plain.accept() => {
-                let (stream, _) = accepted.map_err(failed)?;
+            accepted = accept(plain) => {
+                let stream = accepted.map_err(failed)?;
                 stream.set_nodelay(true).map_err(failed)?;
                 spawn_local(answer(stream, Rc::clone(&responses)));
             }
-            accepted = hbone.accept() => {
-                let (stream, _) = accepted.map_err(failed)?;
+            accepted = accept(hbone) => {
+                let stream = accepted.map_err(failed)?;
                 let certificate = certificates.get(&server()).await.map_err(|error| error.to_string())?;
                 spawn_local(tunnels(stream, certificate, Rc::clone(&responses)));
             }
         }
     }
+}
+
+/// One port at both addresses.
+async fn listen() -> io::Result<[TcpListener; 2]> {
+    let mut tries = 0;
+    loop {
+        let first = TcpListener::bind((BACKEND_IP, 0)).await?;
+        match TcpListener::bind((OTHER_BACKEND_IP, first.local_addr()?.port())).await {
+            Ok(second) => return Ok([first, second]),
+            Err(error) if tries == MAX_LISTEN_TRIES => return Err(error),
+            Err(_taken) => tries += 1,
+        }
+    }
+}
+
+async fn accept([one, other]: &[TcpListener; 2]) -> io::Result<TcpStream> {
+    let accepted = tokio::select! {
+        accepted = one.accept() => accepted,
+        accepted = other.accept() => accepted,
+    };
+    accepted.map(|(stream, _)| stream)
 }
 
 async fn tunnels(

@@ -1,7 +1,8 @@
 //! Measures the waypoint and a real Envoy side by side.
 //!
 //! What it does: renders one scenario for both, drives them in turn on one core with the same clients and the same backend on
-//! the others, as an L7 proxy alone and as the whole HBONE waypoint, and reports what each costs.
+//! the others, as an L7 proxy alone and as the whole HBONE waypoint, and reports what each costs. As a soak: loads one whose
+//! configuration changes all the time, and looks at what it holds.
 //! What it refuses to do: install an Envoy, or need anything but loopback.
 #![forbid(unsafe_code)]
 
@@ -9,6 +10,7 @@ mod ambit;
 mod arguments;
 mod backend;
 mod child;
+mod churn;
 mod codec;
 mod contender;
 mod cores;
@@ -26,7 +28,10 @@ mod rounds;
 mod rules;
 mod samples;
 mod scenario;
+mod soak;
 mod ticker;
+#[path = "../../ztunnel/src/soak/watch.rs"]
+mod watch;
 
 use std::process::ExitCode;
 
@@ -35,6 +40,7 @@ use arguments::{Arguments, Command};
 fn main() -> ExitCode {
     let outcome = Arguments::parse(std::env::args().skip(1)).and_then(|arguments| match arguments.command {
         Command::Rounds(rounds) => rounds::run(&rounds, &arguments.place),
+        Command::Soak(time) => soak::run(time, &arguments.place),
         Command::Proxy(proxy) => ambit::run(&proxy, &arguments.place),
         Command::Backend => backend::run(&arguments.place),
     });

@@ -17,15 +17,17 @@ pub(crate) struct Memory {
     pub(crate) idle: f64,
     /// With [`CONNECTIONS`], each of which had one request.
     pub(crate) connected: f64,
-    /// When they have gone.
+    /// After some calm, when they have gone.
     pub(crate) after: f64,
 }
 
 /// Connections from clients that are held at once.
 pub(crate) const CONNECTIONS: usize = 1_000;
 
-/// Until what was just opened or closed has settled.
+/// Until what was just opened has settled.
 const SETTLE: Duration = Duration::from_millis(500);
+/// Calm after the last connection has gone: a proxy may give back what it has freed once it has nothing else to do.
+const CALM: Duration = Duration::from_secs(12);
 
 /// Measures one.
 pub(crate) async fn measure(contender: &Contender, stage: &Stage, shape: Shape) -> Result<Memory, String> {
@@ -38,6 +40,6 @@ pub(crate) async fn measure(contender: &Contender, stage: &Stage, shape: Shape) 
         resident()
     });
     let connected = connected.await??;
-    tokio::time::sleep(SETTLE).await;
+    tokio::time::sleep(CALM).await;
     Ok(Memory { idle, connected, after: resident()? })
 }

@@ -17,6 +17,8 @@ pub(crate) const VIRTUAL: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(
 pub(crate) const AUTHORITY: &str = "mlflow.kagenti-system:8080";
 /// Where the backend listens, as plain HTTP and as a node proxy. Clients come from another address.
 pub(crate) const BACKEND_IP: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+/// Where the same backend listens as well, for an endpoint that comes and goes.
+pub(crate) const OTHER_BACKEND_IP: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 3);
 
 /// Which part of a waypoint is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

@@ -1,6 +1,7 @@
 //! Every diagnostic code of this crate: stable, never reused. AMB01xx reading files, AMB02xx any object, AMB03xx
 //! AuthorizationPolicy, PeerAuthentication and RequestAuthentication, AMB04xx Gateway, AMB05xx Service, Pod and
-//! Deployment, AMB06xx MeshConfig, AMB07xx routes.
+//! Deployment, AMB06xx MeshConfig, AMB07xx routes, AMB08xx DestinationRule, AMB09xx TrafficPolicy and
+//! XBackendTrafficPolicy.
 //! AMB1xxx and up belong to other crates.
 
 /// A diagnostic's stable code, for example `AMB0101`.
@@ -166,6 +167,24 @@ codes! {
     UNSUPPORTED_ROUTE = "AMB0708";
     /// A part of a route that does nothing here (warning).
     ROUTE_WITHOUT_EFFECT = "AMB0709";
+
+    /// A host that can't be one.
+    BAD_HOST = "AMB0801";
+    /// A subset that can't be one, or whose name another has.
+    BAD_SUBSET = "AMB0802";
+    /// A setting of a destination that can't be one.
+    BAD_TRAFFIC_SETTING = "AMB0803";
+    /// A setting of a destination that isn't supported, and without which requests can't be sent as they should be.
+    UNSUPPORTED_TRAFFIC_SETTING = "AMB0804";
+    /// A setting of a destination that does nothing here (warning).
+    TRAFFIC_SETTING_WITHOUT_EFFECT = "AMB0805";
+
+    /// A rate limit that can't be one.
+    BAD_RATE_LIMIT = "AMB0901";
+    /// A fault that can't be made.
+    BAD_FAULT = "AMB0902";
+    /// A budget of retries that can't be one.
+    BAD_RETRY_BUDGET = "AMB0903";
 }
 
 /// True for an error in a policy whose meaning is known all the same: it never matches what its author expects, Kubernetes

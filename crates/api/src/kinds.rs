@@ -13,10 +13,12 @@ use k8s_openapi::{
 use serde::{Deserialize, de::DeserializeOwned};
 
 use crate::{
-    AuthorizationPolicy, Diagnostic, MeshConfig, Object, ObjectRef, Origin, PeerAuthentication, RequestAuthentication,
-    Resource, Route, Severity, Source,
+    AuthorizationPolicy, BackendTrafficPolicy, DestinationRule, Diagnostic, MeshConfig, Object, ObjectRef, Origin,
+    PeerAuthentication, RequestAuthentication, Resource, Route, Severity, Source, TrafficPolicy,
     authorization_policy::{AuthorizationPolicySpec, PolicyTargetReference, WorkloadSelector},
+    backend_traffic_policy::{self, BackendTrafficPolicySpec},
     codes::{self, Code},
+    destination_rule::{self, DestinationRuleSpec},
     diagnostic::Findings,
     limits::MAX_OBJECTS_PER_FILE,
     mesh_config::MeshConfigSpec,
@@ -24,6 +26,7 @@ use crate::{
     request_authentication::RequestAuthenticationSpec,
     routes::{self, GrpcRouteSpec, HttpRouteSpec, ParentReference, RouteSpec, TcpRouteSpec, TlsRouteSpec},
     text::{nearest, quoted},
+    traffic_policy::{self, TrafficPolicySpec},
     yaml::{self, Node, Typed, Unknown, Value},
 };
 
@@ -118,6 +121,13 @@ impl<'a> Reading<'a> {
                 let rejection = faults.first_error;
                 self.malformed.push(Object { resource, origin, rejection });
             }
+            None if kind_of(&origin) == DESTINATION_KIND => {
+                if let Some(rule) = named_host(&origin) {
+                    let resource = Resource::DestinationRule(Box::new(rule));
+                    let rejection = faults.first_error;
+                    self.malformed.push(Object { resource, origin, rejection });
+                }
+            }
             None if kind_of(&origin) == POLICY_KIND => {
                 let resource = Resource::AuthorizationPolicy(Box::new(attached_only(&origin)));
                 let rejection = faults.first_error;
@@ -171,6 +181,15 @@ const KINDS: &[Row] = &[
     ("RequestAuthentication", "security.istio.io", &["v1", "v1beta1"], |o, d| {
         typed::<TokenObject>(o, d).map(|r| Resource::RequestAuthentication(Box::new(r.into_object(o.object()))))
     }),
+    ("TrafficPolicy", traffic_policy::GROUP, &["v1"], |o, d| {
+        typed::<TrafficObject>(o, d).map(|r| Resource::TrafficPolicy(Box::new(r.into_object(o.object()))))
+    }),
+    ("XBackendTrafficPolicy", backend_traffic_policy::GROUP, &["v1alpha1"], |o, d| {
+        typed::<BackendTrafficObject>(o, d).map(|r| Resource::BackendTrafficPolicy(Box::new(r.into_object(o.object()))))
+    }),
+    (DESTINATION_KIND, destination_rule::GROUP, &["v1", "v1beta1", "v1alpha3"], |o, d| {
+        typed::<DestinationObject>(o, d).map(|r| Resource::DestinationRule(Box::new(r.into_rule(o.object()))))
+    }),
     (MESH_CONFIG_KIND, "ambit.dev", &["v1alpha1"], |o, d| {
         typed::<MeshObject>(o, d)
             .map(|r| Resource::MeshConfig(Box::new(MeshConfig { name: o.object().name.clone(), spec: r.spec })))
@@ -178,6 +197,7 @@ const KINDS: &[Row] = &[
 ];
 
 const POLICY_KIND: &str = "AuthorizationPolicy";
+const DESTINATION_KIND: &str = "DestinationRule";
 const MESH_CONFIG_KIND: &str = "MeshConfig";
 const ROUTE_KINDS: [&str; 4] = ["HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute"];
 
@@ -311,7 +331,21 @@ macro_rules! named {
     };
 }
 
-named!(Namespace, ServiceAccount, Pod, Deployment, Service, Gateway, PolicyObject, PeerObject, TokenObject, MeshObject);
+named!(
+    Namespace,
+    ServiceAccount,
+    Pod,
+    Deployment,
+    Service,
+    Gateway,
+    PolicyObject,
+    PeerObject,
+    TokenObject,
+    DestinationObject,
+    MeshObject,
+    TrafficObject,
+    BackendTrafficObject
+);
 
 /// An AuthorizationPolicy as it is written, with Kubernetes' metadata.
 #[derive(Deserialize)]
@@ -443,6 +477,72 @@ impl TokenObject {
         let (namespace, name) = (object.namespace.clone().unwrap_or_default(), object.name.clone());
         RequestAuthentication { namespace, name, spec: self.spec }
     }
+}
+
+/// A TrafficPolicy as it is written, with Kubernetes' metadata.
+#[derive(Deserialize)]
+struct TrafficObject {
+    metadata: ObjectMeta,
+    #[serde(default, deserialize_with = "crate::authorization_policy::null_as_default")]
+    spec: TrafficPolicySpec,
+}
+
+impl TrafficObject {
+    fn into_object(self, object: &ObjectRef) -> TrafficPolicy {
+        let (namespace, name) = (object.namespace.clone().unwrap_or_default(), object.name.clone());
+        TrafficPolicy { namespace, name, spec: self.spec }
+    }
+}
+
+/// An XBackendTrafficPolicy as it is written, with Kubernetes' metadata.
+#[derive(Deserialize)]
+struct BackendTrafficObject {
+    metadata: ObjectMeta,
+    #[serde(default, deserialize_with = "crate::authorization_policy::null_as_default")]
+    spec: BackendTrafficPolicySpec,
+}
+
+impl BackendTrafficObject {
+    fn into_object(self, object: &ObjectRef) -> BackendTrafficPolicy {
+        let (namespace, name) = (object.namespace.clone().unwrap_or_default(), object.name.clone());
+        let created = self.metadata.creation_timestamp.map(|time| time.0.to_string());
+        BackendTrafficPolicy { namespace, name, created, spec: self.spec }
+    }
+}
+
+/// A DestinationRule as it is written, with Kubernetes' metadata.
+#[derive(Deserialize)]
+struct DestinationObject {
+    metadata: ObjectMeta,
+    #[serde(default, deserialize_with = "crate::authorization_policy::null_as_default")]
+    spec: DestinationRuleSpec,
+}
+
+impl DestinationObject {
+    fn into_rule(self, object: &ObjectRef) -> DestinationRule {
+        DestinationRule {
+            namespace: object.namespace.clone().unwrap_or_default(),
+            name: object.name.clone(),
+            created: self.metadata.creation_timestamp.map(|time| time.0.to_string()),
+            spec: self.spec,
+        }
+    }
+}
+
+/// What is left of a DestinationRule whose form is wrong: what it is about, if that can be read.
+fn named_host(origin: &Origin) -> Option<DestinationRule> {
+    #[derive(Deserialize)]
+    struct Named {
+        spec: Host,
+    }
+    #[derive(Deserialize)]
+    struct Host {
+        host: String,
+    }
+    let host = origin.typed::<Named>().and_then(|typed| typed.object.ok())?.spec.host;
+    let ObjectRef { namespace, name, .. } = origin.object().clone();
+    let spec = DestinationRuleSpec { host, ..DestinationRuleSpec::default() };
+    Some(DestinationRule { namespace: namespace.unwrap_or_default(), name, created: None, spec })
 }
 
 /// A MeshConfig as it is written, with Kubernetes' metadata.

@@ -1,5 +1,6 @@
 //! The kinds users write: Namespace, ServiceAccount, Pod, Deployment, Service, Gateway, AuthorizationPolicy,
-//! PeerAuthentication, RequestAuthentication and MeshConfig.
+//! PeerAuthentication, RequestAuthentication, routes, TrafficPolicy, XBackendTrafficPolicy,
+//! DestinationRule and MeshConfig.
 //!
 //! What it does: load multi-document YAML with source positions, give each document its type, validate it, and
 //! describe what is wrong in terms of the user's own file (file, line, column, object, field, and what to do).
@@ -8,7 +9,9 @@
 #![forbid(unsafe_code)]
 
 pub mod authorization_policy;
+pub mod backend_traffic_policy;
 pub mod codes;
+pub mod destination_rule;
 mod diagnostic;
 mod document;
 pub mod gateway_settings;
@@ -24,10 +27,13 @@ pub mod request_authentication;
 pub mod routes;
 pub mod spiffe;
 mod text;
+pub mod traffic_policy;
 mod validate;
 mod yaml;
 
 pub use authorization_policy::AuthorizationPolicy;
+pub use backend_traffic_policy::BackendTrafficPolicy;
+pub use destination_rule::DestinationRule;
 pub use diagnostic::{Diagnostic, Place, Severity, Source, render};
 pub use document::Document;
 pub use gateway_api::gateways::Gateway;
@@ -39,4 +45,5 @@ pub use peer_authentication::PeerAuthentication;
 pub use request_authentication::RequestAuthentication;
 pub use routes::Route;
 pub use spiffe::SpiffeId;
+pub use traffic_policy::TrafficPolicy;
 pub use validate::validate;

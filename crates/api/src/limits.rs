@@ -51,6 +51,14 @@ pub const MIN_SHARED_BYTES: usize = 64 * 1024;
 /// Size of the parts that a file of many documents is cut into for several threads, in bytes.
 pub const PART_BYTES: usize = 16 * 1024;
 
+/// Subsets of one DestinationRule.
+pub const MAX_SUBSETS: usize = 64;
+/// Ports with settings of their own in one place of a DestinationRule.
+pub const MAX_PORT_SETTINGS: usize = 256;
+/// Localities named in one place of a DestinationRule.
+pub const MAX_LOCALITIES: usize = 64;
+/// Longest duration that a DestinationRule may name.
+pub const MAX_TRAFFIC_DURATION: std::time::Duration = std::time::Duration::from_secs(24 * 3600);
 /// Longest expression of a route's match.
 pub const MAX_PATTERN_BYTES: usize = 1_024;
 /// What one expression may take when it is compiled.
@@ -63,5 +71,7 @@ pub const MAX_ROUTE_MATCHES: usize = 64;
 pub const MAX_ROUTE_FILTERS: usize = 16;
 /// Backends of one rule of a route.
 pub const MAX_ROUTE_BACKENDS: usize = 16;
+/// Rate limits, and faults, of one TrafficPolicy.
+pub const MAX_TRAFFIC_RULES: usize = 64;
 /// Entries of any other list in a route.
 pub const MAX_ROUTE_LIST: usize = 64;

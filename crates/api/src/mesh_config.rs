@@ -9,6 +9,8 @@ use crate::authorization_policy::null_as_default;
 
 /// How long a provider may take to answer unless its `timeout` says otherwise.
 pub const DEFAULT_PROVIDER_TIMEOUT: Duration = Duration::from_secs(600);
+/// How long a collector may take to answer unless its `timeout` says otherwise.
+pub const DEFAULT_COLLECTOR_TIMEOUT: Duration = Duration::from_secs(10);
 /// Status of a request that is refused for want of an answer, unless `statusOnError` says otherwise.
 pub const DEFAULT_STATUS_ON_ERROR: u16 = 403;
 
@@ -32,9 +34,15 @@ pub struct MeshConfigSpec {
     /// How paths are read before they are compared.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path_normalization: Option<PathNormalization>,
-    /// The external authorizers that CUSTOM policies may name.
+    /// The external authorizers that CUSTOM policies may name, and collectors of traces.
     #[serde(default, deserialize_with = "null_as_default", skip_serializing_if = "Vec::is_empty")]
     pub extension_providers: Vec<ExtensionProvider>,
+    /// Providers that are used where nothing else is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub default_providers: Option<DefaultProviders>,
+    /// How proxies are set up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub default_config: Option<ProxyConfig>,
     /// CUSTOM policies of one target may name different providers. Without it, all that they match is denied then.
     #[serde(default, deserialize_with = "null_as_default")]
     pub multiple_custom_providers: bool,
@@ -67,7 +75,7 @@ pub enum Normalization {
     DecodeAndMergeSlashes,
 }
 
-/// An external authorizer: a name, and one of the two protocols.
+/// An external authorizer or a collector: a name, and what it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ExtensionProvider {
@@ -80,7 +88,85 @@ pub struct ExtensionProvider {
     /// One that is asked over gRPC.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub envoy_ext_authz_grpc: Option<GrpcAuthorizer>,
+    /// No authorizer, but a collector of traces.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub opentelemetry: Option<OpenTelemetry>,
 }
+
+/// Providers that are used where nothing else is said.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DefaultProviders {
+    /// The provider that waypoints send their spans to; at most one.
+    #[serde(default, deserialize_with = "null_as_default", skip_serializing_if = "Vec::is_empty")]
+    pub tracing: Vec<String>,
+}
+
+/// How proxies are set up.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ProxyConfig {
+    /// Tracing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tracing: Option<ProxyTracing>,
+}
+
+/// How proxies trace.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ProxyTracing {
+    /// Requests that begin a trace which is sampled, in per cent; 1 if absent. A request that comes with a trace keeps it,
+    /// sampled or not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sampling: Option<Percentage>,
+}
+
+/// A collector of traces, which takes OTLP.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct OpenTelemetry {
+    /// `host` or `namespace/host`.
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub service: String,
+    /// Its port.
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub port: u32,
+    /// How it is sent to, over HTTP; the only way there is here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<HttpCollector>,
+}
+
+/// How a collector is sent to over HTTP.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HttpCollector {
+    /// For example `/v1/traces`.
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub path: String,
+    /// How long an answer may take; 10 s if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<String>,
+    /// Headers of every request.
+    #[serde(default, deserialize_with = "null_as_default", skip_serializing_if = "Vec::is_empty")]
+    pub headers: Vec<HttpHeader>,
+}
+
+/// A header of every request to a collector.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HttpHeader {
+    /// Name.
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub name: String,
+    /// Value.
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub value: String,
+}
+
+/// 0 to 100, to three decimals.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "f64", into = "f64")]
+pub struct Percentage(u32);
 
 /// An external authorizer that is asked over plain HTTP.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -183,6 +269,41 @@ pub fn duration(text: &str) -> Option<Duration> {
     }
     let duration = Duration::try_from_secs_f64(number.parse::<f64>().ok()? * factor).ok()?;
     (!duration.is_zero()).then_some(duration)
+}
+
+// === impl Percentage ===
+
+impl Percentage {
+    /// The same as a share of 100,000.
+    #[must_use]
+    pub fn of_100_000(self) -> u32 {
+        self.0
+    }
+}
+
+impl Default for Percentage {
+    /// One per cent, as in Istio.
+    fn default() -> Self {
+        Self(1_000)
+    }
+}
+
+impl TryFrom<f64> for Percentage {
+    type Error = String;
+
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is between 0 and 100,000")]
+    fn try_from(percent: f64) -> Result<Self, String> {
+        if !(0.0..=100.0).contains(&percent) {
+            return Err(format!("`{percent}` is not a percentage; write 0 to 100"));
+        }
+        Ok(Self((percent * 1000.0).round() as u32))
+    }
+}
+
+impl From<Percentage> for f64 {
+    fn from(percentage: Percentage) -> Self {
+        Self::from(percentage.0) / 1000.0
+    }
 }
 
 /// The status that `statusOnError` stands for.

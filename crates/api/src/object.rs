@@ -13,8 +13,8 @@ use k8s_openapi::{
 use serde::Serialize;
 
 use crate::{
-    AuthorizationPolicy, Diagnostic, MeshConfig, PeerAuthentication, Place, RequestAuthentication, Route, Severity,
-    Source,
+    AuthorizationPolicy, BackendTrafficPolicy, DestinationRule, Diagnostic, MeshConfig, PeerAuthentication, Place,
+    RequestAuthentication, Route, Severity, Source, TrafficPolicy,
     codes::Code,
     text::quoted,
     yaml::{self, Node, Typed},
@@ -46,8 +46,11 @@ pub enum Resource {
     AuthorizationPolicy(Box<AuthorizationPolicy>),
     PeerAuthentication(Box<PeerAuthentication>),
     RequestAuthentication(Box<RequestAuthentication>),
+    TrafficPolicy(Box<TrafficPolicy>),
+    BackendTrafficPolicy(Box<BackendTrafficPolicy>),
     /// An HTTPRoute, GRPCRoute, TLSRoute or TCPRoute.
     Route(Box<Route>),
+    DestinationRule(Box<DestinationRule>),
     MeshConfig(Box<MeshConfig>),
 }
 
@@ -95,7 +98,10 @@ impl Resource {
             Self::AuthorizationPolicy(_) => "AuthorizationPolicy",
             Self::PeerAuthentication(_) => "PeerAuthentication",
             Self::RequestAuthentication(_) => "RequestAuthentication",
+            Self::TrafficPolicy(_) => "TrafficPolicy",
+            Self::BackendTrafficPolicy(_) => "XBackendTrafficPolicy",
             Self::Route(route) => route.kind(),
+            Self::DestinationRule(_) => "DestinationRule",
             Self::MeshConfig(_) => "MeshConfig",
         }
     }
@@ -113,7 +119,10 @@ impl Resource {
             Self::AuthorizationPolicy(_)
             | Self::PeerAuthentication(_)
             | Self::RequestAuthentication(_)
+            | Self::TrafficPolicy(_)
+            | Self::BackendTrafficPolicy(_)
             | Self::Route(_)
+            | Self::DestinationRule(_)
             | Self::MeshConfig(_) => None,
         }
     }
@@ -126,7 +135,10 @@ impl Resource {
             Self::AuthorizationPolicy(policy) => Some(&policy.namespace),
             Self::PeerAuthentication(policy) => Some(&policy.namespace),
             Self::RequestAuthentication(object) => Some(&object.namespace),
+            Self::TrafficPolicy(object) => Some(&object.namespace),
+            Self::BackendTrafficPolicy(object) => Some(&object.namespace),
             Self::Route(route) => Some(&route.namespace),
+            Self::DestinationRule(rule) => Some(&rule.namespace),
             _ => self.metadata().and_then(|metadata| metadata.namespace.as_deref()),
         }
     }
@@ -138,7 +150,10 @@ impl Resource {
             Self::AuthorizationPolicy(policy) => &policy.name,
             Self::PeerAuthentication(policy) => &policy.name,
             Self::RequestAuthentication(object) => &object.name,
+            Self::TrafficPolicy(object) => &object.name,
+            Self::BackendTrafficPolicy(object) => &object.name,
             Self::Route(route) => &route.name,
+            Self::DestinationRule(rule) => &rule.name,
             Self::MeshConfig(config) => &config.name,
             _ => self.metadata().and_then(|metadata| metadata.name.as_deref()).unwrap_or_default(),
         }

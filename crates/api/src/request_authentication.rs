@@ -135,12 +135,12 @@ impl JwtRule {
     /// How long fetching its keys may take; nothing if what is written isn't a duration.
     #[must_use]
     pub fn timeout(&self) -> Option<Duration> {
-        self.timeout.as_deref().map_or(Some(DEFAULT_TIMEOUT), duration)
+        self.timeout.as_deref().map_or(Some(DEFAULT_TIMEOUT), go_duration)
     }
 }
 
 /// `1h2m3.5s`, `500ms`: numbers with a unit each, as Go writes durations. More than nothing.
-fn duration(text: &str) -> Option<Duration> {
+pub(crate) fn go_duration(text: &str) -> Option<Duration> {
     let mut rest = text;
     let mut total = Duration::ZERO;
     while !rest.is_empty() {
@@ -183,10 +183,10 @@ mod tests {
     #[test]
     fn durations_are_read_as_go_writes_them() {
         for (text, millis) in [("5s", 5_000), ("500ms", 500), ("1m0.5s", 60_500), ("1h", 3_600_000), ("1.5s", 1_500)] {
-            assert_eq!(duration(text), Some(Duration::from_millis(millis)), "{text}");
+            assert_eq!(go_duration(text), Some(Duration::from_millis(millis)), "{text}");
         }
         for bad in ["", "0s", "5", "s", "-1s", "5 s", "1d", "..s", "1e9s", "99999999999999999999h"] {
-            assert_eq!(duration(bad), None, "{bad}");
+            assert_eq!(go_duration(bad), None, "{bad}");
         }
     }
 

@@ -15,7 +15,7 @@ pub use self::{
     filters::{
         Cors, ExternalAuth, ExternalAuthGrpc, ExternalAuthHttp, ExternalAuthProtocol, Filter, FilterType, ForwardBody,
         Fraction, HeaderModifier, HeaderValue, LocalObjectReference, MirrorFilter, PathModifier, PathModifierType,
-        Redirect, Scheme, UrlRewrite,
+        Redirect, Scheme, UrlRewrite, subset_of,
     },
     matches::{GrpcMatch, GrpcMethodMatch, HeaderMatch, HttpMatch, MatchType, PathMatch, PathMatchType, QueryMatch},
 };

@@ -159,6 +159,7 @@ fn mesh_configs_are_judged() {
     let at = |field: &str| format!("{provider}.envoyExtAuthzHttp.{field}");
     trips(&http("").replace("port: 80", "port: 0"), codes::BAD_PROVIDER, &at("port"));
     trips(&http("").replace("service: a.b", "service: \"a b\""), codes::BAD_PROVIDER, &at("service"));
+    collectors_are_judged();
     let twice = mesh("{}") + "---\n" + &mesh("{}").replace("name: mesh", "name: more");
     trips(&twice, codes::SECOND_MESH_CONFIG, "metadata.name");
 }
@@ -170,4 +171,33 @@ fn a_custom_policy_cant_be_a_dry_run() {
     let text = text.replace("metadata: {", "metadata: {annotations: {istio.io/dry-run: \"true\"}, ");
     trips(&text, codes::CUSTOM_DRY_RUN, "metadata.annotations[istio.io/dry-run]");
     passes(&text.replace("\"true\"", "\"false\""));
+}
+
+fn collectors_are_judged() {
+    let written = |collector: &str, more: &str| {
+        mesh(&format!("{{extensionProviders: [{{name: x, opentelemetry: {collector}}}]{more}}}"))
+    };
+    let good = "{service: ns/otel.example, port: 4318, http: {path: /v1/traces, timeout: 5s, headers: [{name: x-a, value: b}]}}";
+    passes(&written(good, ", defaultProviders: {tracing: [x]}, defaultConfig: {tracing: {sampling: 0.5}}"));
+    passes(&written(good, ", defaultConfig: {tracing: {sampling: 100}}"));
+    let at = "spec.extensionProviders[0].opentelemetry";
+    for (field, bad) in [
+        (".service", good.replace("ns/otel.example", "\"a b\"")),
+        (".port", good.replace("4318", "0")),
+        (".timeout", good.replace("5s", "0s")),
+        (".http.path", good.replace("/v1/traces", "v1")),
+        (".http.path", good.replace("/v1/traces", "\"/v1 x\"")),
+        (".http.headers[0]", good.replace("x-a", "Host")),
+        (".http.headers[0]", good.replace("value: b", "value: \"b\\r\\n\"")),
+    ] {
+        trips(&written(&bad, ""), codes::BAD_PROVIDER, &format!("{at}{field}"));
+    }
+    trips(&written("{service: a.b, port: 1}", ""), codes::BAD_PROVIDER, at);
+    let named = "spec.defaultProviders.tracing";
+    trips(&written(good, ", defaultProviders: {tracing: [y]}"), codes::BAD_MESH_CONFIG, &format!("{named}[0]"));
+    trips(&written(good, ", defaultProviders: {tracing: [x, x]}"), codes::BAD_MESH_CONFIG, named);
+    for bad in ["101", "-1", ".nan"] {
+        let sampling = format!(", defaultConfig: {{tracing: {{sampling: {bad}}}}}");
+        trips(&written(good, &sampling), codes::WRONG_TYPE, "spec.defaultConfig.tracing.sampling");
+    }
 }

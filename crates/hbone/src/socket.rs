@@ -8,7 +8,13 @@ use std::{
     time::Duration,
 };
 
-use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort};
+use nix::{
+    libc,
+    sys::socket::{
+        setsockopt,
+        sockopt::{AttachReusePortCbpf, IpBindAddressNoPort},
+    },
+};
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
@@ -299,6 +305,17 @@ pub fn wildcard(ipv6: bool, port: u16) -> SocketAddr {
 impl Network for HostNetwork {
     fn socket(&self, domain: Domain, ty: Type, protocol: Option<Protocol>) -> io::Result<Socket> {
         Socket::new(domain, ty.nonblocking().cloexec(), protocol)
+    }
+
+    /// Sockets that share a port are numbered in the order they came, so of two proxies the older has number 0, and this
+    /// sends new connections to number 1. Where there is none, and once this one has closed, the kernel chooses as before.
+    fn hand_over(&self, listener: BorrowedFd<'_>) {
+        const RETURN_CONSTANT: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+        let mut instruction = libc::sock_filter { code: RETURN_CONSTANT, jt: 0, jf: 0, k: 1 };
+        let program = libc::sock_fprog { len: 1, filter: &raw mut instruction };
+        if let Err(error) = setsockopt(&listener, AttachReusePortCbpf, &program) {
+            tracing::debug!(%error, "connections can't be steered to the next proxy");
+        }
     }
 }
 

@@ -50,7 +50,7 @@ fn address(written: &str) -> (&str, &str) {
 }
 
 fn provider(inputs: &Inputs, authorizer: &ExtensionProvider) -> Provider {
-    let ExtensionProvider { name, envoy_ext_authz_http, envoy_ext_authz_grpc } = authorizer;
+    let ExtensionProvider { name, envoy_ext_authz_http, envoy_ext_authz_grpc, .. } = authorizer;
     let unlike = Provider { name: name.clone(), ..Provider::default() };
     match (envoy_ext_authz_http, envoy_ext_authz_grpc) {
         (Some(http), None) => Provider {
@@ -74,7 +74,8 @@ fn provider(inputs: &Inputs, authorizer: &ExtensionProvider) -> Provider {
     }
 }
 
-fn at(inputs: &Inputs, provider: Provider, service: &str, port: u32) -> Provider {
+/// A provider at this address.
+pub(crate) fn at(inputs: &Inputs, provider: Provider, service: &str, port: u32) -> Provider {
     let (namespace, host) = address(service);
     let mesh_only = is_mesh_only(inputs, namespace, host);
     Provider { namespace: namespace.to_owned(), host: host.to_owned(), port, mesh_only, ..provider }

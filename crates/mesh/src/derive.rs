@@ -23,8 +23,9 @@ use crate::{
     attachment::{self, Attachment, EnforcementPoint, ServedKind},
     authentication, authorizers,
     binding::{self, Binding, GUARD_OFF, WAYPOINT_GUARD},
+    destinations,
     inputs::{HBONE_PORT, Inputs, Labels, NamespacedName, Pod, Policy, Service, Settings, TargetPort},
-    peer_authentication, routes,
+    peer_authentication, retry_budgets, routes, tracing, traffic,
 };
 
 /// Label that puts pods into the mesh: on a Namespace or a pod.
@@ -140,6 +141,7 @@ pub(crate) fn bundle(inputs: &Inputs, gateway: &NamespacedName) -> Option<Resour
     let object = inputs.gateways.get(gateway).filter(|object| object.is_waypoint())?;
     let (mut services, mut named) = (Vec::new(), Vec::new());
     let routes = routes::by_service(inputs);
+    let hosts = destinations::Hosts::of(inputs, &gateway.namespace);
     for (name, service) in &inputs.services {
         let bound = binding::of_service(inputs, name, service)
             .is_some_and(|binding| binding.problem.is_none() && binding.request.gateway == *gateway);
@@ -152,7 +154,10 @@ pub(crate) fn bundle(inputs: &Inputs, gateway: &NamespacedName) -> Option<Resour
                 hostname: inputs.hostname(name),
                 policies: policies.iter().map(|policy| on_the_wire(policy)).collect(),
                 authentications: authentication::enforced_at(inputs, &point),
+                traffic_policies: traffic::enforced_at(inputs, &point),
+                retry_budget: retry_budgets::of_service(inputs, name),
                 routes: attached.iter().filter_map(|route| routes::attached(inputs, route, name, service)).collect(),
+                destination: destinations::settings(inputs, &hosts, name, service),
             });
             named.extend(policies);
         }
@@ -161,6 +166,7 @@ pub(crate) fn bundle(inputs: &Inputs, gateway: &NamespacedName) -> Option<Resour
     let point = EnforcementPoint::WaypointWorkload { gateway };
     let policies = if fronts_workloads { inputs.enforced_at(&point) } else { Vec::new() };
     let authentications = if fronts_workloads { authentication::enforced_at(inputs, &point) } else { Vec::new() };
+    let workload_traffic_policies = if fronts_workloads { traffic::enforced_at(inputs, &point) } else { Vec::new() };
     let providers = authorizers::named(inputs, named.into_iter().chain(policies.iter().map(|(policy, _)| *policy)));
     let message = Bundle {
         namespace: gateway.namespace.to_string(),
@@ -170,13 +176,14 @@ pub(crate) fn bundle(inputs: &Inputs, gateway: &NamespacedName) -> Option<Resour
         workload_policies: policies.into_iter().map(|(policy, _)| on_the_wire(policy)).collect(),
         workload_authentications: authentications,
         providers,
-        settings: settings(&object.settings),
+        settings: settings(inputs, &object.settings),
+        workload_traffic_policies,
     };
     Some(resource(gateway.to_string(), &message))
 }
 
 /// Nothing where all is as usual.
-fn settings(settings: &GatewaySettings) -> Option<wire_settings::GatewaySettings> {
+fn settings(inputs: &Inputs, settings: &GatewaySettings) -> Option<wire_settings::GatewaySettings> {
     let usual = GatewaySettings::default();
     let GatewaySettings { denial_status, denial_content_type, denial_message, client_identity } = settings;
     let denial = wire_settings::Denial {
@@ -186,7 +193,10 @@ fn settings(settings: &GatewaySettings) -> Option<wire_settings::GatewaySettings
     };
     let denies_as_usual = GatewaySettings { client_identity: false, ..settings.clone() } == usual;
     let denial = (!denies_as_usual).then_some(denial);
-    (*settings != usual).then_some(wire_settings::GatewaySettings { denial, client_identity: *client_identity })
+    let tracing = tracing::settings(inputs);
+    let client_identity = *client_identity;
+    let is_usual = *settings == usual && tracing.is_none();
+    (!is_usual).then_some(wire_settings::GatewaySettings { denial, client_identity, tracing })
 }
 
 fn on_the_wire(policy: &Policy) -> security::Policy {

@@ -2,12 +2,14 @@
 //!
 //! An error means that something would be refused, or not be enforced, that its author expects to work.
 
+mod destinations;
 mod identities;
 mod peer_authentications;
 mod policies;
 mod request_authentications;
 mod routes;
 mod services;
+mod traffic_policies;
 
 use std::collections::BTreeSet;
 
@@ -47,6 +49,16 @@ pub mod codes {
     pub const TOKENS_UNUSED: Code = "AMB1120";
     /// A route that no waypoint follows.
     pub const ROUTE_NOT_APPLIED: Code = "AMB1110";
+    /// A TrafficPolicy that does nothing.
+    pub const TRAFFIC_WITHOUT_EFFECT: Code = "AMB1130";
+    /// An XBackendTrafficPolicy that doesn't count, since an older one is for the same Service.
+    pub const SHADOWED_BACKEND_TRAFFIC_POLICY: Code = "AMB1131";
+    /// A DestinationRule, or a part of it, that no waypoint follows.
+    pub const DESTINATION_NOT_TREATED: Code = "AMB1140";
+    /// A subset that nobody belongs to, or that no route leads to.
+    pub const SUBSET_UNUSED: Code = "AMB1141";
+    /// An outlier detection that leaves nobody out.
+    pub const NOBODY_IS_LEFT_OUT: Code = "AMB1142";
     /// A waypoint that doesn't exist.
     pub const WAYPOINT_MISSING: Code = "AMB1201";
     /// A Gateway of another class used as a waypoint.
@@ -89,9 +101,11 @@ pub fn findings(inputs: &Inputs) -> Vec<Finding> {
     identities::check(inputs, &mut found);
     services::check(inputs, &mut found);
     routes::check(inputs, &mut found);
+    destinations::check(inputs, &mut found);
     policies::check(inputs, &mut found);
     peer_authentications::check(inputs, &mut found);
     request_authentications::check(inputs, &mut found);
+    traffic_policies::check(inputs, &mut found);
     let mut findings: Vec<_> = found.0.into_iter().collect();
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     findings

@@ -11,8 +11,11 @@ use crate::{
     authentication::TokenRules,
     binding,
     derive::{self, Resources},
+    destinations,
     inputs::{Change, Inputs, NamespacedName, Policy, Service, Settings},
+    retry_budgets::RetryPolicy,
     routes::{Route, RouteKey},
+    traffic::TrafficRules,
 };
 
 /// Types in the order in which a push carries them: what policies mean, policies, the workloads that name them.
@@ -144,7 +147,11 @@ enum Key {
     Service(NamespacedName),
     Policy(NamespacedName),
     Route(RouteKey),
+    DestinationRule(NamespacedName),
+    Pod(NamespacedName),
     RequestAuthentication(NamespacedName),
+    TrafficPolicy(NamespacedName),
+    RetryPolicy(NamespacedName),
 }
 
 // === impl Key ===
@@ -156,6 +163,10 @@ impl Key {
             Change::Policy(name, _) => Self::Policy(name.clone()),
             Change::Route(name, _) => Self::Route(name.clone()),
             Change::RequestAuthentication(name, _) => Self::RequestAuthentication(name.clone()),
+            Change::DestinationRule(name, _) => Self::DestinationRule(name.clone()),
+            Change::Pod(name, _) => Self::Pod(name.clone()),
+            Change::TrafficPolicy(name, _) => Self::TrafficPolicy(name.clone()),
+            Change::RetryPolicy(name, _) => Self::RetryPolicy(name.clone()),
             _ => Self::Elsewhere,
         }
     }
@@ -177,10 +188,14 @@ impl Dirty {
             Change::RequestAuthentication(name, _) => {
                 self.mark_present(inputs, &Key::RequestAuthentication(name.clone()));
             }
+            Change::TrafficPolicy(name, _) => self.mark_present(inputs, &Key::TrafficPolicy(name.clone())),
+            Change::RetryPolicy(name, _) => self.mark_present(inputs, &Key::RetryPolicy(name.clone())),
+            Change::DestinationRule(name, _) => self.mark_present(inputs, &Key::DestinationRule(name.clone())),
             Change::KeySet(..) => self.bundles.extend(inputs.gateways.keys().cloned()),
             Change::Pod(name, _) => {
                 self.uids.extend(inputs.pods.get(name).map(|pod| pod.uid.to_string()));
                 self.pods.insert(name.clone());
+                self.mark_present(inputs, &Key::Pod(name.clone()));
             }
         }
     }
@@ -205,9 +220,23 @@ impl Dirty {
                     self.mark_policy(inputs, policy);
                 }
             }
+            Key::DestinationRule(name) => {
+                if let Some(rule) = inputs.destination_rules.get(name) {
+                    self.mark_destination(inputs, rule);
+                }
+            }
+            Key::Pod(name) => self.mark_subsets(inputs, name),
             Key::RequestAuthentication(name) => {
                 let targets = inputs.request_authentications.get(name).map(TokenRules::targets);
                 targets.into_iter().flatten().for_each(|target| self.mark_target(inputs, target));
+            }
+            Key::TrafficPolicy(name) => {
+                let targets = inputs.traffic_policies.get(name).map(TrafficRules::targets);
+                targets.into_iter().flatten().for_each(|target| self.mark_target(inputs, target));
+            }
+            Key::RetryPolicy(name) => {
+                let services = inputs.retry_policies.get(name).into_iter().flat_map(RetryPolicy::services);
+                services.for_each(|service| self.mark_target(inputs, Target::Service(service)));
             }
         }
     }
@@ -217,6 +246,33 @@ impl Dirty {
             let service = inputs.services.get(&name);
             let request = service.and_then(|s| binding::request(inputs, &name.namespace, &s.labels));
             self.bundles.extend(request.map(|request| request.gateway));
+        }
+    }
+
+    /// The waypoints of the services that a rule may be about.
+    fn mark_destination(&mut self, inputs: &Inputs, rule: &destinations::Rule) {
+        let about = |name: &NamespacedName| rule.is_about(&inputs.hostname(name), &inputs.settings.cluster_domain);
+        for (name, service) in inputs.services.iter().filter(|(name, _)| about(name)) {
+            let request = binding::request(inputs, &name.namespace, &service.labels);
+            self.bundles.extend(request.map(|request| request.gateway));
+        }
+    }
+
+    /// The waypoints of a pod's services that have subsets: who belongs to them is part of the bundle.
+    fn mark_subsets(&mut self, inputs: &Inputs, name: &NamespacedName) {
+        let divided: Vec<_> =
+            inputs.destination_rules.values().filter(|rule| !rule.get().spec.subsets.is_empty()).collect();
+        let Some(pod) = inputs.pods.get(name).filter(|_| !divided.is_empty()) else { return };
+        let domain = &inputs.settings.cluster_domain;
+        for (name, service) in Inputs::in_namespace(&inputs.services, &name.namespace) {
+            if !service.selects(&pod.labels) {
+                continue;
+            }
+            let hostname = inputs.hostname(name);
+            if divided.iter().any(|rule| rule.is_about(&hostname, domain)) {
+                let request = binding::request(inputs, &name.namespace, &service.labels);
+                self.bundles.extend(request.map(|request| request.gateway));
+            }
         }
     }
 

@@ -11,7 +11,7 @@ use std::{
 
 use ambit_api::{
     AuthorizationPolicy, MeshConfig, PeerAuthentication,
-    mesh_config::{ExtensionProvider, Normalization},
+    mesh_config::{ExtensionProvider, Normalization, Percentage},
     request_authentication::KeySource,
 };
 use ambit_policy::{Options, PathNormalization, PolicyName, ProviderKind};
@@ -20,8 +20,11 @@ use ambit_xds::workload::AppProtocol;
 use crate::{
     attachment::{EnforcementPoint, Via},
     authentication::{Fetched, TokenRules},
+    destinations,
     enforcement::Refusal,
+    retry_budgets::RetryPolicy,
     routes::{Route, RouteKey},
+    traffic::TrafficRules,
 };
 
 /// Labels of an object.
@@ -217,6 +220,12 @@ pub struct Inputs {
     pub key_sets: BTreeMap<KeySource, Fetched>,
     /// HTTPRoutes, GRPCRoutes, TLSRoutes and TCPRoutes.
     pub routes: BTreeMap<RouteKey, Route>,
+    /// DestinationRules.
+    pub destination_rules: BTreeMap<NamespacedName, destinations::Rule>,
+    /// TrafficPolicies.
+    pub traffic_policies: BTreeMap<NamespacedName, TrafficRules>,
+    /// XBackendTrafficPolicies.
+    pub retry_policies: BTreeMap<NamespacedName, RetryPolicy>,
     pub(crate) policies: crate::attachment::Policies,
 }
 
@@ -237,6 +246,10 @@ pub struct Settings {
     pub providers: BTreeMap<String, ProviderKind>,
     /// How each of them is asked.
     pub authorizers: BTreeMap<String, ExtensionProvider>,
+    /// The provider that waypoints send their spans to; nothing if requests aren't traced.
+    pub tracing_provider: Option<String>,
+    /// Traces begun at a waypoint that are sampled, of 100,000.
+    pub sampled: u32,
     /// CUSTOM policies of one target may name different providers.
     pub several_providers: bool,
     /// Ranges that keys for tokens may be fetched from although they aren't public, as written.
@@ -266,6 +279,12 @@ pub enum Change {
     KeySet(KeySource, Option<Fetched>),
     /// A route is there or gone.
     Route(RouteKey, Option<Route>),
+    /// A TrafficPolicy is there or gone.
+    TrafficPolicy(NamespacedName, Option<TrafficRules>),
+    /// An XBackendTrafficPolicy is there or gone.
+    RetryPolicy(NamespacedName, Option<RetryPolicy>),
+    /// A DestinationRule is there or gone.
+    DestinationRule(NamespacedName, Option<destinations::Rule>),
     /// What holds for the whole mesh is now this.
     Settings(Settings),
 }
@@ -407,12 +426,16 @@ impl Settings {
     pub fn with_config(self, config: Option<&MeshConfig>) -> Self {
         let spec = config.map(|config| config.spec.clone()).unwrap_or_default();
         let kind = |grpc: bool| if grpc { ProviderKind::Grpc } else { ProviderKind::Http };
-        let providers = spec.extension_providers.iter();
+        let providers = spec.extension_providers.iter().filter(|provider| provider.opentelemetry.is_none());
+        let tracing_provider = spec.default_providers.as_ref().and_then(|providers| providers.tracing.first());
+        let tracing = spec.default_config.and_then(|config| config.tracing).and_then(|tracing| tracing.sampling);
         Self {
             trust_domain_aliases: spec.trust_domain_aliases,
             path_normalization: spec.path_normalization.and_then(|paths| paths.normalization),
             several_providers: spec.multiple_custom_providers,
             key_ranges: spec.jwks_allowed_ranges,
+            tracing_provider: tracing_provider.cloned(),
+            sampled: tracing.unwrap_or_default().of_100_000(),
             providers: providers.map(|p| (p.name.clone(), kind(p.envoy_ext_authz_grpc.is_some()))).collect(),
             authorizers: spec.extension_providers.into_iter().map(|p| (p.name.clone(), p)).collect(),
             ..self
@@ -454,6 +477,8 @@ impl Default for Settings {
             path_normalization: None,
             providers: BTreeMap::new(),
             authorizers: BTreeMap::new(),
+            tracing_provider: None,
+            sampled: Percentage::default().of_100_000(),
             several_providers: false,
             key_ranges: Vec::new(),
         }
@@ -514,6 +539,9 @@ impl Inputs {
             Change::RequestAuthentication(name, value) => put(&mut self.request_authentications, name, value),
             Change::KeySet(source, value) => put(&mut self.key_sets, source, value),
             Change::Route(name, value) => put(&mut self.routes, name, value),
+            Change::TrafficPolicy(name, value) => put(&mut self.traffic_policies, name, value),
+            Change::RetryPolicy(name, value) => put(&mut self.retry_policies, name, value),
+            Change::DestinationRule(name, value) => put(&mut self.destination_rules, name, value),
             Change::Settings(settings) => self.settings = settings,
         }
     }

@@ -12,13 +12,17 @@ pub mod authentication;
 mod authorizers;
 pub mod binding;
 pub mod derive;
+pub mod destinations;
 pub mod enforcement;
 pub mod findings;
 mod index;
 pub mod inputs;
 pub mod loads;
 pub mod peer_authentication;
+pub mod retry_budgets;
 pub mod routes;
+mod tracing;
+pub mod traffic;
 pub mod view;
 pub mod way;
 

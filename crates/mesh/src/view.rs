@@ -9,6 +9,7 @@ mod authentication;
 mod authorizers;
 mod claims;
 mod decode;
+pub mod destinations;
 mod endpoints;
 #[doc(hidden)]
 pub mod fuzzing;
@@ -20,6 +21,7 @@ pub mod routes;
 mod settings;
 mod shards;
 mod state;
+pub mod traffic;
 
 #[cfg(test)]
 mod tests;
@@ -43,11 +45,11 @@ pub use self::{
         ApplicationTunnel, Balancing, Canonical, Families, Gateway, GatewayRef, GuardedPort, Locality, Mode,
         NetworkAddress, Scope, Service, ServiceKey, ServicePort, WaypointRef, Workload, WorkloadType,
     },
-    settings::{Denial, Settings},
+    settings::{Denial, Settings, Tracing},
 };
 
 /// What one waypoint fronts.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct WaypointBundle {
     /// Namespace of the Gateway.
     pub namespace: Arc<str>,
@@ -61,12 +63,20 @@ pub struct WaypointBundle {
     pub workloads: Arc<Compiled>,
     /// Routes of those services that have some.
     pub routes: Arc<routes::Routes>,
+    /// How the endpoints of those services are treated where that isn't as usual.
+    pub destinations: Arc<destinations::Destinations>,
     /// The external authorizers that these policies name, or why one can't be asked.
     pub authorizers: Arc<Authorizers>,
     /// Whose tokens are believed, per service; none for one without RequestAuthentication.
     pub authentications: Arc<Authentications>,
     /// The same for every workload that it fronts.
     pub workload_authentication: Option<Arc<Authentication>>,
+    /// Rate limits and faults per service; none for one without TrafficPolicy.
+    pub traffic: Arc<traffic::Traffic>,
+    /// The same for every workload that it fronts.
+    pub workload_traffic: Option<Arc<traffic::ServiceTraffic>>,
+    /// Budgets of retries of those services that have one of their own.
+    pub retry_budgets: Arc<traffic::RetryBudgets>,
     /// How it differs from the usual waypoint.
     pub settings: Arc<Settings>,
 }
@@ -83,6 +93,10 @@ pub struct View {
     endpoints: Shards<ServiceKey, Arc<Endpoints>>,
     waypoints: Arc<Bundles>,
 }
+
+/// One version of a service's endpoints.
+#[derive(Clone, Debug)]
+pub struct EndpointsVersion(Arc<Endpoints>);
 
 /// External authorizers by name.
 pub type Authorizers = HashMap<Arc<str>, Result<Arc<Authorizer>, Arc<str>>>;
@@ -198,6 +212,34 @@ impl View {
     #[must_use]
     pub fn tiers(&self, key: &ServiceKey, client: Option<&Workload>, port: Option<u16>) -> Tiers<'_> {
         self.endpoints.get(key).map_or_else(Tiers::none, |endpoints| endpoints.tiers(client, port))
+    }
+
+    /// The same for a client that is only looked up if it matters who it is.
+    pub fn tiers_for<'c>(
+        &self,
+        key: &ServiceKey,
+        client: impl FnOnce() -> Option<&'c Workload>,
+        port: u16,
+    ) -> Tiers<'_> {
+        let Some(endpoints) = self.endpoints.get(key) else { return Tiers::none() };
+        let client = if endpoints.are_ranked() { client() } else { None };
+        endpoints.tiers(client, Some(port))
+    }
+
+    /// The endpoints of a service as they are now, to ask later whether they still are; nothing if it has none.
+    #[must_use]
+    pub fn endpoints_version(&self, key: &ServiceKey) -> Option<EndpointsVersion> {
+        self.endpoints.get(key).cloned().map(EndpointsVersion)
+    }
+
+    /// True if nothing has changed about the endpoints of a service since this version.
+    #[must_use]
+    pub fn is_version(&self, key: &ServiceKey, version: Option<&EndpointsVersion>) -> bool {
+        match (self.endpoints.get(key), version) {
+            (None, None) => true,
+            (Some(now), Some(version)) => Arc::ptr_eq(now, &version.0),
+            _ => false,
+        }
     }
 
     /// True if this workload is what the reference leads to, or one of several.

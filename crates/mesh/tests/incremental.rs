@@ -5,17 +5,23 @@ mod support;
 use std::collections::BTreeMap;
 
 use ambit_api::{
-    PeerAuthentication, RequestAuthentication,
+    BackendTrafficPolicy, DestinationRule, PeerAuthentication, RequestAuthentication, TrafficPolicy,
     authorization_policy::{Action, PolicyTargetReference, WorkloadSelector},
+    backend_traffic_policy::{BackendTarget, BackendTrafficPolicySpec, RetryConstraint},
+    destination_rule::{DestinationRuleSpec, Subset},
     mesh_config::Normalization,
     peer_authentication::{Mode, MutualTls, PeerAuthenticationSpec},
     request_authentication::{JwtRule, KeySource, RequestAuthenticationSpec},
+    traffic_policy::{RateLimit, TrafficPolicySpec},
 };
 use ambit_mesh::{
     Index, Store,
     authentication::TokenRules,
     derive::{Resources, derive},
+    destinations,
     inputs::{AllowedNamespaces, Change, NamespacedName, Settings, TargetPort},
+    retry_budgets::RetryPolicy,
+    traffic::TrafficRules,
 };
 use ambit_policy::{ConnectionFacts, Options};
 use ambit_xds::DeltaResponse;
@@ -178,6 +184,71 @@ fn any_request_authentication() -> impl Strategy<Value = Change> {
     )
 }
 
+fn any_traffic_policy() -> impl Strategy<Value = Change> {
+    (any_name(&["r1", "r2"]), 0_usize..4, 0_u32..3, prop::bool::weighted(0.7)).prop_map(
+        |(name, shape, requests, present)| {
+            let gateways = "gateway.networking.k8s.io";
+            let (group, kind, target) = [
+                ("", "Service", "s1"),
+                (gateways, "Gateway", "w1"),
+                (gateways, "GatewayClass", "istio-waypoint"),
+                ("", "Service", "s2"),
+            ][shape];
+            let target = PolicyTargetReference {
+                group: group.into(),
+                kind: kind.into(),
+                name: target.into(),
+                namespace: String::new(),
+            };
+            let limit = RateLimit { requests: requests + 1, interval: "1s".into(), ..RateLimit::default() };
+            let rate_limits = if requests == 0 { Vec::new() } else { vec![limit] };
+            let spec = TrafficPolicySpec { target_refs: vec![target], rate_limits, faults: Vec::new() };
+            let (namespace, short) = (name.namespace.to_string(), name.name.to_string());
+            let object = TrafficPolicy { namespace, name: short, spec };
+            Change::TrafficPolicy(name, present.then(|| TrafficRules::new(object)))
+        },
+    )
+}
+
+fn any_retry_policy() -> impl Strategy<Value = Change> {
+    let service = prop::sample::select(&["s1", "s2", "missing"][..]);
+    (any_name(&["b1", "b2"]), service, prop::option::of(0..3), any::<bool>(), prop::bool::weighted(0.7)).prop_map(
+        |(name, service, created, constrains, present)| {
+            let target = BackendTarget { group: String::new(), kind: "Service".into(), name: service.into() };
+            let object = BackendTrafficPolicy {
+                namespace: name.namespace.to_string(),
+                name: name.name.to_string(),
+                created: created.map(|day: i32| format!("2026-01-0{day}T00:00:00Z")),
+                spec: BackendTrafficPolicySpec {
+                    target_refs: vec![target],
+                    retry_constraint: constrains.then(RetryConstraint::default),
+                    session_persistence: None,
+                },
+            };
+            Change::RetryPolicy(name, present.then(|| RetryPolicy::new(object)))
+        },
+    )
+}
+
+fn any_destination_rule() -> impl Strategy<Value = Change> {
+    let host = prop::sample::select(&["s1", "s1.a.svc.cluster.local", "*.a.svc.cluster.local", "*"][..]);
+    let export = prop::option::of(prop::sample::select(&[".", "a"][..]));
+    (any_name(&["d1", "d2"]), host, export, prop::sample::select(&["x", "y"][..]), prop::bool::weighted(0.7)).prop_map(
+        |(name, host, export, app, present)| {
+            let labels = support::labels(&[("app", app)]);
+            let spec = DestinationRuleSpec {
+                host: host.to_owned(),
+                export_to: export.map(str::to_owned).into_iter().collect(),
+                subsets: vec![Subset { name: "v1".to_owned(), labels, ..Subset::default() }],
+                ..DestinationRuleSpec::default()
+            };
+            let (namespace, own) = (name.namespace.to_string(), name.name.to_string());
+            let rule = DestinationRule { namespace, name: own, created: None, spec };
+            Change::DestinationRule(name, present.then(|| destinations::Rule::new(rule)))
+        },
+    )
+}
+
 fn any_keys() -> impl Strategy<Value = Change> {
     let outcome = prop::option::of(prop::sample::select(vec![Ok(support::arc("{}")), Err(support::arc("no answer"))]));
     (prop::sample::select(SOURCES), outcome)
@@ -190,7 +261,10 @@ const SOURCES: &[&str] = &["https://one/keys", "https://two/keys"];
 fn any_change() -> impl Strategy<Value = Change> {
     prop_oneof![
         any_request_authentication(),
+        any_traffic_policy(),
+        any_retry_policy(),
         any_keys(),
+        any_destination_rule(),
         any_peer_authentication(),
         any_settings(),
         any_namespace(),
@@ -251,7 +325,21 @@ fn picture(store: &Store) -> BTreeMap<String, String> {
             for (key, compiled) in &bundle.services {
                 let decision = compiled.for_connection(&facts).decide_connection();
                 let tokens = bundle.authentications.get(key).map(|tokens| format!("{:?}", tokens.rules));
-                lines.insert(format!("{ns}/{w}: {key:?}"), format!("{decision:?} {tokens:?}"));
+                let traffic = bundle.traffic.get(key).map(|traffic| {
+                    let limits = traffic.policies.iter().flat_map(|policy| policy.limits.iter());
+                    limits.map(|limit| format!("{} {:?}", limit.refusal, limit.buckets.rate())).collect::<Vec<_>>()
+                });
+                let treated = bundle.destinations.get(key).map(|destination| {
+                    let members = destination
+                        .subset("v1")
+                        .map(|subset| subset.members.iter().cloned().collect::<std::collections::BTreeSet<_>>());
+                    format!("{:?} {:?} {members:?}", destination.closed, destination.treatment(80))
+                });
+                let retries = bundle.retry_budgets.get(key).map(|budget| format!("{budget:?}"));
+                lines.insert(
+                    format!("{ns}/{w}: {key:?}"),
+                    format!("{decision:?} {tokens:?} {traffic:?} {treated:?} {retries:?}"),
+                );
             }
         }
     }

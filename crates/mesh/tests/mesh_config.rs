@@ -194,3 +194,37 @@ fn a_provider_that_cannot_be_read_is_known_as_such() {
         assert!(known.as_ref().is_err_and(|known| known.contains(reason)), "{spec}: {known:?}");
     }
 }
+
+#[test]
+fn a_collector_of_traces_reaches_waypoints_and_is_no_authorizer() {
+    let mut index = Index::new(Settings::default());
+    let store = Store::new(Options::default());
+    let mut apply = |change: Vec<Change>| assert_eq!(store.apply(&index.apply(change)), Ok(()));
+    let spec = "{extensionProviders: [{name: otel, opentelemetry: {service: a/s.a.svc.cluster.local, port: 80, http: \
+        {path: /v1/traces, headers: [{name: X-Key, value: hush}]}}}], defaultProviders: {tracing: [otel]}, \
+        defaultConfig: {tracing: {sampling: 12.5}}}";
+    let traced = config(spec);
+    assert!(Settings::default().with_config(Some(&traced)).providers.is_empty(), "a CUSTOM policy can't name it");
+    apply(vec![
+        namespace("a", &[("istio.io/dataplane-mode", "ambient")]),
+        Change::Gateway(name("a/w"), Some(gateway(&[], AllowedNamespaces::Same))),
+        settings(Some(&traced)),
+    ]);
+    let tracing = || store.load().waypoint("a", "w").expect("known").settings.tracing.clone();
+    let found = tracing().expect("traced");
+    let collector = &found.collector;
+    assert_eq!((&*collector.host, collector.port), ("s.a.svc.cluster.local", 80));
+    assert_eq!((collector.namespace.as_deref(), collector.mesh_only), (Some("a"), true));
+    assert_eq!((collector.timeout, found.sampled), (Duration::from_secs(10), 12_500));
+    assert_eq!((found.path.path(), found.authority.as_bytes()), ("/v1/traces", &b"s.a.svc.cluster.local:80"[..]));
+    assert_eq!(found.headers["x-key"], "hush");
+    assert!(!format!("{:?}", found.headers).contains("hush"), "it may be a secret");
+    assert!(found.draws(12_499) && !found.draws(12_500));
+
+    let default = spec.replace(", defaultConfig: {tracing: {sampling: 12.5}}", "");
+    let default = config(&default.replace("\n", ""));
+    apply(vec![settings(Some(&default))]);
+    assert_eq!(tracing().expect("traced").sampled, 1_000, "one per cent");
+    apply(vec![settings(None)]);
+    assert!(tracing().is_none());
+}

@@ -1,6 +1,30 @@
 //! Giving memory back to the system.
 
-use std::{io, ops::Range};
+use std::{io, ops::Range, time::Duration};
+
+use rustix::time::{ClockId, clock_gettime};
+use tokio::time::sleep;
+
+/// Time between two looks at how busy the process is.
+const PERIOD: Duration = Duration::from_secs(3);
+/// Processor time of a period up to which the process is idle: 1 %.
+const IDLE: Duration = PERIOD.checked_div(100).expect("a hundredth");
+
+/// Gives back what was freed, now and each time that work has come to an end: to look for it takes locks that busy threads
+/// need. Never completes.
+pub async fn keep_small() {
+    let mut was_busy = true;
+    let mut is_busy = false;
+    loop {
+        if was_busy && !is_busy {
+            give_back_freed();
+        }
+        let before = processor_time();
+        sleep(PERIOD).await;
+        was_busy = is_busy;
+        is_busy = processor_time().saturating_sub(before) > IDLE;
+    }
+}
 
 /// Gives back what was freed. The C library's allocator keeps freed memory for later, and after a crowd of connections
 /// that is most of what a process has. Costs some milliseconds where there is much; elsewhere than with glibc it does
@@ -30,6 +54,11 @@ pub fn give_back_code() -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// What this process has used so far.
+fn processor_time() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::ProcessCPUTime)).unwrap_or_default()
 }
 
 /// Where files are mapped privately and read-only, without a page that was changed before the mapping became so (by the

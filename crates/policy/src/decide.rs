@@ -162,6 +162,12 @@ impl Residual {
         self.program.settled.is_none() && !self.program.enforced.custom.is_empty()
     }
 
+    /// True if a policy speaks about the TLS server name, so that it is worth finding out for connections.
+    #[must_use]
+    pub fn names_server(&self) -> bool {
+        self.program.names_server
+    }
+
     /// True if there are AUDIT or dry-run policies, so that [`Residual::audits`] or [`Residual::dry_run`] may say something.
     #[must_use]
     pub fn observes(&self) -> bool {

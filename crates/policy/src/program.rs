@@ -26,6 +26,8 @@ pub(crate) struct Program {
     pub(crate) trial: Option<Sets>,
     /// The rules of AUDIT policies.
     pub(crate) audit: Box<[u32]>,
+    /// A rule speaks about the TLS server name.
+    pub(crate) names_server: bool,
     pub(crate) unreadable: [Decision; Unreadable::ALL.len()],
 }
 
@@ -105,6 +107,7 @@ impl Program {
             trial: trial.then(|| Sets::new(&policies, &rules, options, |policy| policy.action != Action::Audit)),
             audit: ids(&policies, |policy| policy.action == Action::Audit && !policy.is_dry_run).into(),
             unreadable: Unreadable::ALL.map(|unreadable| Decision::deny(unreadable.to_string())),
+            names_server: rules.iter().any(Rule::names_server),
             policies: policies.into(),
             rules: rules.into(),
         }

@@ -8,7 +8,7 @@ use ambit_api::authorization_policy::Action;
 use crate::{
     decision::{Decision, MatchedEntries},
     facts::{Claims, ConnectionFacts, HeaderLines, HttpVersion, RequestFacts},
-    test::Test,
+    test::{Test, Values},
 };
 
 #[derive(Debug)]
@@ -91,6 +91,12 @@ impl Rule {
                 && clause.request.iter().all(|test| test.holds_at_l4(connection).unwrap_or(true))
         };
         self.entries(MatchedEntries::default(), allows, |_| true)
+    }
+
+    /// True if the rule speaks about the TLS server name.
+    pub(crate) fn names_server(&self) -> bool {
+        let tests = self.groups.iter().flat_map(|group| &group.clauses).flat_map(|clause| &clause.request);
+        tests.into_iter().any(|test| matches!(test.values, Values::Sni(_)))
     }
 
     /// True if the rule has anything that can't be judged without a request.

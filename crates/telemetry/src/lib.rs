@@ -6,6 +6,8 @@
 #![forbid(unsafe_code)]
 
 mod access;
+mod envoy_line;
+mod exchange;
 mod limits;
 mod line;
 pub mod log;
@@ -13,8 +15,11 @@ pub mod metrics;
 mod notes;
 mod record;
 mod recorder;
+pub mod trace;
 
 pub use access::{AccessLine, AccessLog};
+pub use envoy_line::EnvoyLine;
+pub use exchange::Exchange;
 pub use limits::FLUSH_TIMEOUT;
 pub use line::Line;
 pub use notes::{CheckOutcome, DryRun, MAX_AUDITS, MatchedRule, Notes, ProviderCheck};

@@ -36,5 +36,7 @@ pub const MAX_WRITE_BYTES: usize = 64 << 10;
 pub const FLUSH_TIMEOUT: Duration = Duration::from_millis(1100);
 /// Longest text of log levels read (`RUST_LOG`, `/logging?level=`), in bytes.
 pub const MAX_LEVEL_TEXT_BYTES: usize = 4096;
+/// Longest text of a client's in Envoy's text log and in spans, in bytes; the rest is cut.
+pub const MAX_EXCHANGE_TEXT_BYTES: usize = 2048;
 /// Directives in one text of log levels.
 pub const MAX_LEVEL_DIRECTIVES: usize = 64;

@@ -6,7 +6,7 @@ use ambit_api::SpiffeId;
 use ambit_policy::{Decision, PolicyName, Verdict};
 use serde::{Serialize, Serializer};
 
-use crate::notes::Notes;
+use crate::{exchange::Exchange, notes::Notes};
 
 /// What was decided about one request or connection, and why.
 #[derive(Clone, Debug, Serialize)]
@@ -50,6 +50,9 @@ pub struct DecisionRecord {
     /// What else policies had to say.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub notes: Option<Box<Notes>>,
+    /// What came of it in all, for those who want to know; only waypoints say it. The decision was recorded before.
+    #[serde(skip)]
+    pub exchange: Option<Box<Exchange>>,
 }
 
 /// What a connection is and did in all.
@@ -176,6 +179,7 @@ impl DecisionRecord {
             durations: Durations::default(),
             connection: None,
             notes: None,
+            exchange: None,
         }
     }
 
@@ -184,7 +188,7 @@ impl DecisionRecord {
     #[must_use]
     pub fn announces_decision(&self) -> bool {
         match self.connection.as_deref() {
-            None => true,
+            None => self.exchange.is_none(),
             Some(connection) if connection.decided_elsewhere => false,
             Some(connection) if connection.opened => self.enforcer != Enforcer::ZtunnelOutbound,
             Some(_) => self.verdict == Verdict::Deny,

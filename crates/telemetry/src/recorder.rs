@@ -22,6 +22,7 @@ pub struct Recorder {
     dropped: Arc<AtomicU64>,
     openings: Option<Wanted>,
     filter: Option<Filter>,
+    exchanges: bool,
 }
 
 /// Says whether something is wanted at this moment.
@@ -49,7 +50,10 @@ pub fn recorder() -> (Recorder, Records) {
 #[must_use]
 pub fn recorder_counting(dropped: Arc<AtomicU64>) -> (Recorder, Records) {
     let (sender, receiver) = mpsc::channel(MAX_QUEUED_RECORDS);
-    (Recorder { sender, dropped: Arc::clone(&dropped), openings: None, filter: None }, Records { receiver, dropped })
+    (
+        Recorder { sender, dropped: Arc::clone(&dropped), openings: None, filter: None, exchanges: false },
+        Records { receiver, dropped },
+    )
 }
 
 impl Recorder {
@@ -66,6 +70,19 @@ impl Recorder {
     pub fn with_records_when(mut self, wanted: impl Fn(&DecisionRecord) -> bool + Send + Sync + 'static) -> Self {
         self.filter = Some(Filter(Arc::new(wanted)));
         self
+    }
+
+    /// From now on whoever carries requests also hands over what came of each in all, when it has ended.
+    #[must_use]
+    pub fn with_exchanges(mut self) -> Self {
+        self.exchanges = true;
+        self
+    }
+
+    /// True if it is wanted what came of a request in all.
+    #[must_use]
+    pub fn wants_exchanges(&self) -> bool {
+        self.exchanges
     }
 
     /// True if records of connections that open are wanted.

@@ -1,134 +1,37 @@
-//! The HTTP servers inside of a tunnel, and the way of one request (`spec/waypoint.md` 5.2, 5.8).
+//! The way of one request (`spec/waypoint.md` 5.2, 5.8).
 
 use std::{
     convert::Infallible,
     future::Future,
-    pin::{Pin, pin},
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll},
     time::Instant,
 };
 
-use ambit_mesh::{View, loads::InFlight};
+use ambit_mesh::{View, view::traffic::RetryBudget};
 use ambit_xds::workload::AppProtocol;
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, StatusCode, Version, header};
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
-use hyper::{body::Incoming, server::conn, service::service_fn, upgrade::OnUpgrade};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite};
+use hyper::{body::Incoming, upgrade::OnUpgrade};
 
 use crate::{
     authn, custom,
-    limits::{
-        DISCARD_TIMEOUT, HTTP2_CONNECTION_WINDOW_BYTES, HTTP2_FRAME_BYTES, HTTP2_SEND_BUFFER_BYTES,
-        HTTP2_STREAM_WINDOW_BYTES, MAX_DISCARDED_BODY_BYTES, MAX_HEADER_BYTES, MAX_HTTP1_BUFFER_BYTES,
-        MAX_HTTP2_ERROR_RESETS, MAX_HTTP2_PENDING_RESETS, MAX_HTTP2_STREAMS, SHORT_BODY_BYTES,
-    },
-    operators::Tally,
-    outgoing::Outgoing,
+    destination::{self, InFlight},
+    limits::{DISCARD_TIMEOUT, MAX_DISCARDED_BODY_BYTES, SHORT_BODY_BYTES},
+    operators::{Tally, begin_span},
     record::{Entry, micros_since, refusal},
-    refusals::Refusal,
     request::{self, Checked},
     respond::{self, Style},
-    route::{self, Way},
+    route,
     session::{Question, Session},
-    strict::Strict,
     upgrade::{self, Switch},
-    upstream::{self, Body, Protocol, boxed},
+    upstream::{self, Body, Protocol},
 };
 
-/// Serves HTTP/1.1 until the client or a drain ends it.
-pub(crate) async fn serve_http1<S>(session: Arc<Session>, stream: S)
-where
-    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-{
-    let drain = session.shared.drain.clone();
-    let idle_timeout = session.shared.config.limits.idle_timeout;
-    let unparsed = Arc::clone(&session);
-    let stream = Strict::new(stream, Arc::clone(&session.shared));
-    let (switching, reader) = (stream.state(), stream.state());
-    let service = service_fn(move |request: Request<Incoming>| {
-        let asked = request.headers().contains_key(header::UPGRADE).then(|| Arc::clone(&switching));
-        let answer = answer(Arc::clone(&session), request);
-        async move {
-            let answer = answer.await;
-            if let (Some(asked), Ok(response)) = (asked, &answer) {
-                asked.answered(response.status() == StatusCode::SWITCHING_PROTOCOLS);
-            }
-            answer
-        }
-    });
-    let connection = conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(idle_timeout)
-        .max_header_size(MAX_HEADER_BYTES)
-        .max_buf_size(MAX_HTTP1_BUFFER_BYTES)
-        .serve_connection(TokioIo::new(stream), service)
-        .with_upgrades();
-    let mut connection = pin!(connection);
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = drain.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(error) = ended {
-        if error.is_parse() {
-            let mut entry = unparsed.entry(HTTP1);
-            let (status, own) =
-                if error.is_parse_too_large() { (431, Refusal::LargeHead) } else { (400, Refusal::MalformedHead) };
-            let reason = match reader.refusal() {
-                Some(refusal) => refusal.reason().to_owned(),
-                None => {
-                    unparsed.shared.refusals.add(own);
-                    format!("the request can't be read: {error}")
-                }
-            };
-            entry.decided(&refusal(&reason), None);
-            entry.finish(Some(status));
-        }
-        tracing::debug!(service = %unparsed.target.name, %error, "HTTP/1.1 connection ended early");
-    }
-}
-
-/// Serves HTTP/2 with prior knowledge until the client or a drain ends it.
-pub(crate) async fn serve_http2<S>(session: Arc<Session>, stream: S)
-where
-    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-{
-    let drain = session.shared.drain.clone();
-    let tasks = session.shared.tasks.clone();
-    let service_name = Arc::clone(&session.target.name);
-    let stream = Outgoing::new(stream, Arc::clone(&session.shared));
-    let service = service_fn(move |request| answer(Arc::clone(&session), request));
-    let connection = conn::http2::Builder::new(tasks)
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(MAX_HTTP2_STREAMS)
-        .max_pending_accept_reset_streams(MAX_HTTP2_PENDING_RESETS)
-        .max_local_error_reset_streams(MAX_HTTP2_ERROR_RESETS)
-        .initial_stream_window_size(HTTP2_STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(HTTP2_CONNECTION_WINDOW_BYTES)
-        .max_frame_size(HTTP2_FRAME_BYTES)
-        .max_header_list_size(MAX_HEADER_BYTES as u32)
-        .max_send_buf_size(HTTP2_SEND_BUFFER_BYTES)
-        .serve_connection(TokioIo::new(stream), service);
-    let mut connection = pin!(connection);
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = drain.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(service = %service_name, %error, "HTTP/2 connection ended early");
-    }
-}
-
-const HTTP1: &str = "HTTP/1.1";
+pub(crate) const HTTP1: &str = "HTTP/1.1";
 const HTTP2: &str = "HTTP/2";
 
 /// A response's body on its way to the client.
@@ -138,6 +41,8 @@ struct Guarded {
     revoked: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     /// Counts the request when this is dropped.
     tally: Option<Tally>,
+    /// Nothing more will come of it.
+    has_ended: bool,
     _in_flight: InFlight,
 }
 
@@ -149,6 +54,8 @@ pub(crate) struct Allowed {
     pub(crate) protocol: Protocol,
     pub(crate) style: Style,
     label: &'static str,
+    /// The service's own budget of retries, if it has one.
+    pub(crate) retry_budget: Option<Arc<RetryBudget>>,
     /// What a provider of CUSTOM policies was sent of its body.
     pub(crate) read_ahead: Option<custom::ReadAhead>,
 }
@@ -157,12 +64,19 @@ pub(crate) struct Allowed {
 #[error("the request is no longer allowed")]
 struct Revoked;
 
-async fn answer(session: Arc<Session>, mut request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+/// Answers a request.
+pub(crate) async fn answer(
+    session: Arc<Session>,
+    mut request: Request<Incoming>,
+) -> Result<Response<Body>, Infallible> {
     let label = if request.version() == Version::HTTP_2 { HTTP2 } else { HTTP1 };
     let mut style = Style::of(request.method(), request.headers());
     let mut entry = session.entry(label);
     entry.request(request.method(), request.uri().path());
     entry.carries(style.grpc, request.body().size_hint().exact());
+    if entry.is_watched() {
+        note_head(&request, &mut entry);
+    }
     let checked = match request::check(&request) {
         Ok(checked) => checked,
         Err(rejected) => {
@@ -185,6 +99,14 @@ async fn answer(session: Arc<Session>, mut request: Request<Incoming>) -> Result
             return Ok(recorded(entry, respond::unavailable(style)));
         }
     };
+    if let Some(tracing) = &standing.tracing {
+        begin_span(&session, tracing, &mut request, &mut entry);
+    }
+    if entry.is_watched() {
+        // Only now: policies judge what the client sent.
+        request.headers_mut().entry("x-request-id").or_insert_with(|| session.shared.random.request_id());
+        note_head(&request, &mut entry);
+    }
     let (standing, checked, passed) = if standing.has_custom() {
         match Box::pin(custom::authorize(&session, standing, checked, &mut request, &mut entry)).await {
             Ok((standing, checked, passed)) => (standing, checked, Some(passed)),
@@ -215,16 +137,28 @@ async fn answer(session: Arc<Session>, mut request: Request<Incoming>) -> Result
         style.close = must_close(&mut request).await;
         return Ok(recorded(entry, respond::denied(style)));
     }
+    let standing = match standing.traffic.clone() {
+        None => standing,
+        Some(traffic) => match traffic.enforce(&session, standing, &checked, &mut entry).await {
+            Ok(standing) => standing,
+            Err(refused) => {
+                style.close = must_close(&mut request).await;
+                return Ok(recorded(entry, refused.response(style)));
+            }
+        },
+    };
     let protocol = match (standing.protocol, request.version()) {
         (AppProtocol::Http2 | AppProtocol::Grpc, _) | (AppProtocol::Unknown, Version::HTTP_2) => Protocol::Http2,
         _ => Protocol::Http1,
     };
+    let protocol = destination::protocol(&session, &standing.view, &route::Way::Target, protocol, &request);
     let (read_ahead, to_client) = passed.map_or((None, None), custom::Passed::parts);
     let table = standing.routes.as_ref().and_then(|routes| {
         let client_namespace = session.client.identity.namespace();
         routes.http(client_namespace, session.target.address.port()).cloned()
     });
-    let allowed = Allowed { view: standing.view, session, checked, protocol, style, label, read_ahead };
+    let retry_budget = standing.retry_budget;
+    let allowed = Allowed { view: standing.view, session, checked, protocol, style, label, retry_budget, read_ahead };
     let mut response = match table {
         None => allowed.forward(request, entry).await,
         Some(table) => Box::pin(route::serve(allowed, &table, request, entry)).await,
@@ -233,6 +167,13 @@ async fn answer(session: Arc<Session>, mut request: Request<Incoming>) -> Result
         to_client.apply(response.headers_mut());
     }
     Ok(response)
+}
+
+/// Notes the head of a request that somebody wants to hear of when it has ended.
+fn note_head(request: &Request<Incoming>, entry: &mut Entry) {
+    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+    let authority = request.uri().authority().map(http::uri::Authority::as_str).or(host).unwrap_or_default();
+    entry.head(authority, request.headers());
 }
 
 /// Short bodies are gone before a change of policy matters to them.
@@ -282,6 +223,7 @@ impl Allowed {
         let has_body = self.read_ahead.is_some() || !request.body().is_end_stream();
         let (head, body) = request.into_parts();
         let random = &self.session.shared.random;
+        let switches = asked.is_some();
         let mut head = request::forwarded(head, &self.checked, self.protocol, asked, || random.request_id());
         if has_body && self.protocol == Protocol::Http1 && !head.headers.contains_key(header::CONTENT_LENGTH) {
             // Also for methods that seldom have a body.
@@ -290,11 +232,11 @@ impl Allowed {
         let long = !is_short(&body);
         let body = match self.read_ahead.take() {
             None if !has_body => respond::empty(),
-            None => boxed(body),
-            Some(read_ahead) => read_ahead.into_body(body),
+            None => entry.counting(body),
+            Some(read_ahead) => entry.counting(read_ahead.into_body(body)),
         };
         let request = Request::from_parts(head, body);
-        let sent = upstream::send(&self.session, &self.view, &Way::Target, self.protocol, request, &mut entry);
+        let sent = route::send(&self, request, has_body, switches, &mut entry);
         let sent = if long {
             let question = Question::Request(Box::new(self.checked.clone()));
             tokio::select! {
@@ -345,8 +287,8 @@ impl Allowed {
                 return recorded(entry, respond::unavailable(self.style));
             };
             let upstream = hyper::upgrade::on(&mut response);
-            let switch = Switch { client, upstream, in_flight };
-            entry.finish(Some(StatusCode::SWITCHING_PROTOCOLS.as_u16()));
+            let tally = entry.finish_streaming(&response);
+            let switch = Switch { client, upstream, in_flight, tally };
             return upgrade::switch(&self.session, self.checked, switch, response);
         }
         request::strip_hop_by_hop(response.headers_mut());
@@ -360,7 +302,7 @@ impl Allowed {
             let question = Question::Request(Box::new(self.checked));
             Box::pin(self.session.revoked(question, self.label)) as _
         });
-        Guarded { body, revoked, tally, _in_flight: in_flight }.boxed_unsync()
+        Guarded { body, revoked, tally, has_ended: false, _in_flight: in_flight }.boxed_unsync()
     }
 }
 
@@ -378,11 +320,26 @@ impl http_body::Body for Guarded {
             && revoked.as_mut().poll(cx).is_ready()
         {
             self.revoked = None;
+            self.has_ended = true;
             return Poll::Ready(Some(Err(Box::new(Revoked))));
         }
         let polled = Pin::new(&mut self.body).poll_frame(cx);
-        if let (Poll::Ready(Some(Ok(frame))), Some(tally)) = (&polled, &mut self.tally) {
-            tally.frame(frame);
+        match &polled {
+            Poll::Ready(Some(Ok(frame))) => {
+                let is_last = frame.is_trailers();
+                if let Some(tally) = &mut self.tally {
+                    tally.frame(frame);
+                }
+                self.has_ended |= is_last;
+            }
+            Poll::Ready(Some(Err(_))) => {
+                self.has_ended = true;
+                if let Some(tally) = &mut self.tally {
+                    tally.flag("UC");
+                }
+            }
+            Poll::Ready(None) => self.has_ended = true,
+            Poll::Pending => {}
         }
         polled.map_err(Into::into)
     }
@@ -393,5 +350,17 @@ impl http_body::Body for Guarded {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+impl Drop for Guarded {
+    /// A response that nobody waits for any more: its client has gone away.
+    fn drop(&mut self) {
+        if !self.has_ended
+            && !self.body.is_end_stream()
+            && let Some(tally) = &mut self.tally
+        {
+            tally.flag("DC");
+        }
     }
 }

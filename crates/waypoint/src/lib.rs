@@ -12,6 +12,7 @@ pub mod limits;
 mod authn;
 mod balance;
 mod custom;
+mod destination;
 mod detect;
 mod http;
 mod listener;
@@ -25,14 +26,17 @@ mod refusals;
 mod request;
 mod respond;
 mod route;
+mod serve;
 mod server_first;
 mod session;
 mod shared;
 mod strict;
 mod tcp;
+mod traffic;
 mod tunnel;
 mod upgrade;
 mod upstream;
+mod websocket;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -41,7 +45,7 @@ use ambit_hbone::{Network, Pool, socket};
 use ambit_identity::CertificateStore;
 use ambit_mesh::Store;
 use ambit_telemetry::{Recorder, log::LevelControl};
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::{net::TcpListener, sync::Semaphore, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use crate::shared::{Shared, Tasks};
@@ -66,6 +70,8 @@ pub struct Config {
     pub address: SocketAddr,
     /// HBONE port of destinations, [`HBONE_PORT`] except in tests.
     pub hbone_port: u16,
+    /// Its port may be shared (`SO_REUSEPORT`) with the waypoint that takes over from it, or that it takes over from.
+    pub reuse_port: bool,
     /// Mark of its outgoing sockets (`SO_MARK`), where the capture rules must let them pass.
     pub mark: Option<u32>,
     /// Bounds.
@@ -77,6 +83,7 @@ pub struct Config {
 pub struct Waypoint {
     address: SocketAddr,
     shared: Arc<Shared>,
+    exporter: Option<JoinHandle<()>>,
 }
 
 // === impl Config ===
@@ -91,6 +98,7 @@ impl Config {
             identity,
             address,
             hbone_port: HBONE_PORT,
+            reuse_port: false,
             mark: None,
             limits: Limits::default(),
         }
@@ -114,8 +122,11 @@ impl Waypoint {
         certificates: Arc<CertificateStore>,
         recorder: Recorder,
     ) -> io::Result<Self> {
-        let listener = socket::listen(&*network, config.address, &socket::ListenOptions::default())?;
+        let options = socket::ListenOptions { reuse_port: config.reuse_port, ..Default::default() };
+        let listener = socket::listen(&*network, config.address, &options)?;
         let address = listener.local_addr()?;
+        let operators = operators::Operators::new();
+        let (spans, queue) = operators::Spans::new(operators.metrics.spans());
         let shared = Arc::new(Shared {
             name: format!("{}/{}", config.namespace, config.name).into(),
             network,
@@ -123,23 +134,29 @@ impl Waypoint {
             pool: Pool::new(Arc::clone(&certificates), ambit_hbone::Limits::default()),
             certificates,
             recorder,
-            operators: operators::Operators::new(),
+            operators,
+            spans,
             loads: Arc::new(ambit_mesh::loads::Loads::new(limits::LOAD_COUNTERS)),
             random: random::Random::default(),
             refusals: Refusals::default(),
             authorizers: custom::Clients::default(),
             verified_tokens: authn::VerifiedTokens::default(),
             budgets: route::Budgets::default(),
+            clusters: destination::Clusters::default(),
             mirrors: Arc::new(Semaphore::new(limits::MAX_MIRRORS)),
+            delayed: Semaphore::new(limits::MAX_DELAYED),
             connections: Arc::new(Semaphore::new(config.limits.connections)),
             tunnels: Arc::new(Semaphore::new(config.limits.tunnels)),
             drain: CancellationToken::new(),
+            close_idle: CancellationToken::new(),
             tasks: Tasks::default(),
             config,
         });
         shared.tasks.spawn(listener::run(Arc::clone(&shared), listener));
         shared.tasks.spawn(listener::prepare(Arc::clone(&shared)));
-        Ok(Self { address, shared })
+        // Not one of the tasks that a drain waits for: it sends what they leave behind.
+        let exporter = Some(tokio::spawn(operators::export_spans(Arc::clone(&shared), queue)));
+        Ok(Self { address, shared, exporter })
     }
 
     /// Where it listens.
@@ -161,13 +178,28 @@ impl Waypoint {
     }
 
     /// Accepts nothing new, tells clients to go elsewhere, lets requests in flight end, and cuts off what is left at
-    /// the deadline. The listener is closed when this returns.
-    pub async fn drain(self, deadline: Duration) {
-        let tasks = &self.shared.tasks;
-        self.shared.drain.cancel();
+    /// the deadline. HTTP/1.1 clients are told with their next answer; those that ask for nothing are left at half of it.
+    /// With [`Config::reuse_port`] new connections go to the waypoint that takes over. The listener is closed when this
+    /// returns.
+    pub async fn drain(mut self, deadline: Duration) {
+        self.end(deadline).await;
+        self.shared.spans.finish.cancel();
+        if let Some(exporter) = self.exporter.take() {
+            // Spans that no collector takes by then are lost.
+            let _ = tokio::time::timeout(limits::SPAN_FLUSH_TIMEOUT, exporter).await;
+        }
+    }
+
+    async fn end(&self, deadline: Duration) {
+        let Shared { drain, close_idle, tasks, name, .. } = &*self.shared;
+        drain.cancel();
         tasks.tracker.close();
-        if tokio::time::timeout(deadline, tasks.tracker.wait()).await.is_err() {
-            tracing::info!(waypoint = %self.shared.name, "cutting off what didn't end within the drain's deadline");
+        if tokio::time::timeout(deadline / 2, tasks.tracker.wait()).await.is_ok() {
+            return;
+        }
+        close_idle.cancel();
+        if tokio::time::timeout(deadline / 2, tasks.tracker.wait()).await.is_err() {
+            tracing::info!(waypoint = %name, "cutting off what didn't end within the drain's deadline");
             tasks.stop.cancel();
             // Cancelled tasks end at their next step; one that doesn't is not worth waiting for.
             let _ = tokio::time::timeout(limits::STOP_TIMEOUT, tasks.tracker.wait()).await;
@@ -179,6 +211,7 @@ impl Drop for Waypoint {
     fn drop(&mut self) {
         self.shared.drain.cancel();
         self.shared.tasks.stop.cancel();
+        self.shared.spans.finish.cancel();
         self.shared.pool.close();
     }
 }

@@ -28,6 +28,24 @@ pub(crate) const MAX_STREAMED_RECORDS: usize = 1_024;
 pub(crate) const MAX_STREAM_TIME: Duration = Duration::from_secs(3600);
 /// Dumps of the configuration, or scrapes of the metrics, in memory at a time.
 pub(crate) const MAX_ADMIN_DUMPS: usize = 2;
+/// Spans that may wait to be sent to a collector; past it the newest are counted and dropped.
+pub(crate) const MAX_QUEUED_SPANS: usize = 8_192;
+/// Spans in one request to a collector.
+pub(crate) const MAX_SPANS_PER_EXPORT: usize = 512;
+/// How long spans are gathered for one request to a collector.
+pub(crate) const EXPORT_GATHERING: Duration = Duration::from_secs(1);
+/// How often the same spans are sent, if a collector can't take them at the moment.
+pub(crate) const MAX_EXPORT_TRIES: u32 = 3;
+/// Time before the second try; each further pause is twice as long.
+pub(crate) const EXPORT_BACKOFF: Duration = Duration::from_secs(1);
+/// How long the end of a waypoint waits for its last spans to be sent.
+pub(crate) const SPAN_FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
+/// Largest answer of a collector that is read.
+pub(crate) const MAX_COLLECTOR_ANSWER_BYTES: usize = 64 * 1024;
+/// Longest `tracestate` put into a span (what the recommendation asks for); a longer one only goes on with its request.
+pub(crate) const MAX_TRACE_STATE_BYTES: usize = 512;
+/// How long a TCP connection may be silent that may be so for ever.
+pub(crate) const MAX_SILENCE: Duration = Duration::from_secs(365 * 24 * 3600);
 /// How often the bytes of an open TCP connection are counted.
 pub(crate) const TCP_COUNT_PERIOD: Duration = Duration::from_secs(5);
 
@@ -97,6 +115,14 @@ pub(crate) const HTTP2_SEND_BUFFER_BYTES: usize = 256 * 1024;
 
 /// Upstream HTTP/1.1 connections kept for one client connection.
 pub(crate) const MAX_IDLE_UPSTREAMS: usize = 16;
+/// Services' ports with rules for their endpoints that are remembered while nobody uses them.
+pub(crate) const MAX_IDLE_CLUSTERS: usize = 1_024;
+/// Requests that wait for a connection to endpoints with a rule that doesn't say how many may.
+pub(crate) const MAX_PENDING_REQUESTS: u32 = 16_384;
+/// How long a request waits for room for a connection.
+pub(crate) const PENDING_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long an endpoint that fails is left out at most, unless a rule's shortest time is longer; as in Envoy.
+pub(crate) const MAX_EJECTION_TIME: Duration = Duration::from_secs(300);
 /// Endpoints tried for one request or TCP connection.
 pub(crate) const MAX_ENDPOINT_TRIES: usize = 3;
 /// How long an upstream connection whose last response has just ended may take to be usable again, before a new one
@@ -133,6 +159,13 @@ pub(crate) const CHECK_KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes of a denial's body that become the message of a refused gRPC call.
 pub(crate) const MAX_GRPC_MESSAGE_BYTES: usize = 1_024;
 
+/// How long a listener that hands its port over still takes the connections that were on their way to it.
+pub(crate) const HANDOVER: Duration = Duration::from_millis(250);
+/// Connections that it takes at once at the end of that: as many as the kernel keeps for it.
+pub(crate) const MAX_LAST_CONNECTIONS: usize = 128;
+/// Silence towards an HTTP/1.1 client that has ended its side and waits for an answer, after which it is taken to be gone.
+pub(crate) const HALF_CLOSED_SILENCE: Duration = Duration::from_secs(300);
+
 /// How long the last tasks may take to notice that they were cut off.
 pub(crate) const STOP_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -163,6 +196,10 @@ pub(crate) const MAX_MIRRORED_FRAMES: usize = 32;
 pub(crate) const MIRROR_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest time between two tries, in shortest ones.
 pub(crate) const MAX_BACKOFF_FACTOR: u32 = 10;
+/// Time of failing to reach endpoints after which a request isn't tried again for that.
+pub(crate) const MAX_CONNECT_RETRY_TIME: Duration = Duration::from_secs(1);
+/// Requests that wait for a fault's delay at once; past it requests aren't delayed.
+pub(crate) const MAX_DELAYED: usize = 1_024;
 /// Counters of retries; services that share one share a budget.
 pub(crate) const RETRY_BUDGETS: usize = 256;
 /// Retries of a service per hundred requests (GEP-3388).

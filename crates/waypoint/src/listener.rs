@@ -1,24 +1,27 @@
 //! Accepts HBONE connections and hands out their tunnels.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, os::fd::AsFd, pin::pin, sync::Arc, time::Duration};
 
 use ambit_hbone::{Connection, Limits as HboneLimits};
 use ambit_telemetry::{DecisionRecord, Destination, Source};
+use futures_util::FutureExt;
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::{
+    limits::{HANDOVER, MAX_LAST_CONNECTIONS},
     record::{Entry, refusal},
     session::Client,
     shared::Shared,
     tunnel,
 };
 
-/// Accepts until a drain starts.
+/// Accepts until a drain starts, or until the port is handed over.
 pub(crate) async fn run(shared: Arc<Shared>, listener: TcpListener) {
+    let mut closed = pin!(handed_over(&shared, &listener));
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = shared.drain.cancelled() => return,
+            () = &mut closed => break,
         };
         match accepted {
             Ok((stream, peer)) => take(&shared, stream, peer),
@@ -28,6 +31,22 @@ pub(crate) async fn run(shared: Arc<Shared>, listener: TcpListener) {
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
+    }
+    // What the kernel has accepted already would be reset with the listener.
+    for _ in 0..MAX_LAST_CONNECTIONS {
+        match listener.accept().now_or_never() {
+            Some(Ok((stream, peer))) => take(&shared, stream, peer),
+            Some(Err(_)) | None => break,
+        }
+    }
+}
+
+/// Completes when the listener may close: the waypoint drains, and whoever was on the way to it has come in.
+async fn handed_over(shared: &Shared, listener: &TcpListener) {
+    shared.drain.cancelled().await;
+    if shared.config.reuse_port {
+        shared.network.hand_over(listener.as_fd());
+        tokio::time::sleep(HANDOVER).await;
     }
 }
 

@@ -6,17 +6,18 @@ use std::{
 };
 
 use ambit_policy::{Decision, Verdict};
-use ambit_telemetry::{DecisionRecord, Notes, ProviderCheck, Recorder};
+use ambit_telemetry::{DecisionRecord, Exchange, Notes, ProviderCheck, Recorder};
 
 use ambit_telemetry::metrics::{CarriedConnection, CarriedProtocol};
-use http::Response;
+use bytes::Bytes;
+use http::{HeaderMap, Response, header};
 use http_body::Body as _;
 
 use crate::{
     balance::Endpoint,
-    operators::{Kind, Meters, Operators, Tally},
+    operators::{Counted, Ended, Kind, Meters, Operators, Tally, Traced, Uploaded},
     respond,
-    upstream::Body,
+    upstream::{Body, boxed},
 };
 
 /// A record that is filled in while its request is on its way, and handed over when dropped at the latest, so that no
@@ -32,11 +33,33 @@ pub(crate) struct Entry {
     request_bytes: u64,
     /// For what never was a tunnel.
     operators: Option<Arc<Operators>>,
+    /// Counts a body whose length isn't declared, and gRPC messages.
+    uploaded: Option<Arc<Uploaded>>,
+    /// Tries were used up.
+    exhausted: bool,
+    /// What is said at the end, if somebody wants to know.
+    exchange: Option<Box<Exchange>>,
+    traced: Option<Box<Traced>>,
+    has_context: bool,
 }
 
 /// A denial for a reason that is no policy's.
 pub(crate) fn refusal(reason: &str) -> Decision {
     Decision::deny(reason)
+}
+
+/// The same word with Envoy's for tries that were used up.
+fn exhausted(flags: &'static str) -> &'static str {
+    match flags {
+        "-" => "URX",
+        "UF" => "UF,URX",
+        "UC" => "UC,URX",
+        "UR" => "UR,URX",
+        "UPE" => "URX,UPE",
+        "UT" => "UT,URX",
+        "UH" => "UH,URX",
+        other => other,
+    }
 }
 
 /// Whole microseconds since then.
@@ -58,7 +81,20 @@ impl Entry {
     pub(crate) fn unrecorded(recorder: Recorder) -> Self {
         let kind = Kind::new(CarriedProtocol::Tcp);
         let started = Instant::now();
-        Self { record: None, recorder, started, meters: None, kind, request_bytes: 0, operators: None }
+        Self {
+            record: None,
+            recorder,
+            started,
+            meters: None,
+            kind,
+            request_bytes: 0,
+            operators: None,
+            uploaded: None,
+            exhausted: false,
+            exchange: None,
+            traced: None,
+            has_context: false,
+        }
     }
 
     /// Shown to operators, though it isn't about a tunnel.
@@ -82,11 +118,94 @@ impl Entry {
             self.kind.protocol = CarriedProtocol::Grpc;
         }
         self.request_bytes = request_bytes.unwrap_or_default();
+        if is_grpc || request_bytes.is_none() {
+            self.uploaded = Some(Arc::default());
+        }
     }
 
     /// Envoy's word for what went wrong.
     pub(crate) fn flag(&mut self, flags: &'static str) {
-        self.kind.flags = flags;
+        self.kind.flags = if self.exhausted { exhausted(flags) } else { flags };
+    }
+
+    /// It would have been tried again, but had been as often as may be.
+    pub(crate) fn exhausted(&mut self) {
+        self.exhausted = true;
+        self.kind.flags = exhausted(self.kind.flags);
+    }
+
+    /// The request's body on its way to an endpoint, counted where that has to be.
+    pub(crate) fn counting<B>(&self, body: B) -> Body
+    where
+        B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        match &self.uploaded {
+            None => boxed(body),
+            Some(uploaded) => {
+                let is_grpc = self.kind.protocol == CarriedProtocol::Grpc;
+                boxed(Counted::new(body, Arc::clone(uploaded), is_grpc))
+            }
+        }
+    }
+
+    /// From now on what comes of it is said at the end, if it is recorded for somebody who wants to know.
+    pub(crate) fn watch(&mut self, exchange: impl FnOnce() -> Exchange) {
+        if self.recorder.wants_exchanges() && self.exchange.is_none() {
+            self.exchange = Some(Box::new(exchange()));
+        }
+    }
+
+    /// Its span is wanted.
+    pub(crate) fn trace(&mut self, traced: Traced, exchange: impl FnOnce() -> Exchange) {
+        self.exchange.get_or_insert_with(|| Box::new(exchange()));
+        self.traced = Some(Box::new(traced));
+    }
+
+    /// Nothing is said at the end: another entry does that.
+    pub(crate) fn unwatched(mut self) -> Self {
+        (self.exchange, self.traced) = (None, None);
+        self
+    }
+
+    /// The request has been given a place in a trace.
+    pub(crate) fn placed(&mut self) {
+        self.has_context = true;
+    }
+
+    /// True if it has.
+    pub(crate) fn has_context(&self) -> bool {
+        self.has_context
+    }
+
+    /// True if something is said at the end.
+    pub(crate) fn is_watched(&self) -> bool {
+        self.exchange.is_some()
+    }
+
+    /// The request's head, for what is said at the end.
+    pub(crate) fn head(&mut self, authority: &str, headers: &HeaderMap) {
+        let Some(exchange) = &mut self.exchange else { return };
+        let text = |name: &str| headers.get(name).map(|value| Exchange::text(value.as_bytes()));
+        exchange.authority = Some(Exchange::text(authority.as_bytes()));
+        exchange.user_agent = text(header::USER_AGENT.as_str());
+        exchange.forwarded_for = text("x-forwarded-for");
+        exchange.request_id = text("x-request-id");
+    }
+
+    /// The route that it follows.
+    pub(crate) fn route(&mut self, name: &str) {
+        if let Some(exchange) = &mut self.exchange {
+            exchange.route = Some(name.into());
+        }
+    }
+
+    /// What is said at the end, which is when it is dropped. At most one per entry.
+    pub(crate) fn ended(&mut self, status: Option<u16>) -> Option<Box<Ended>> {
+        let (mut exchange, traced) = (self.exchange.take()?, self.traced.take());
+        let mut record = self.record.clone()?;
+        (record.status, exchange.flags) = (status, self.kind.flags);
+        Some(Box::new(Ended::new(record, exchange, self.recorder.clone(), self.started, traced)))
     }
 
     /// Counts a TCP connection until the returned value is dropped.
@@ -124,7 +243,8 @@ impl Entry {
         }
         let kind = Kind { code: status.unwrap_or_default(), ..self.kind.clone() };
         self.kind.protocol = CarriedProtocol::Tcp;
-        Some(Tally::new(Arc::clone(self.meters.as_ref()?), kind, self.started, self.request_bytes))
+        let tally = Tally::new(Arc::clone(self.meters.as_ref()?), kind, self.started, self.request_bytes);
+        Some(tally.uploading(self.uploaded.take()).ending(self.ended(status)))
     }
 
     /// Method and path without query.
@@ -160,6 +280,9 @@ impl Entry {
     pub(crate) fn endpoint(&mut self, endpoint: &Endpoint) {
         let workload = &endpoint.workload;
         self.kind.endpoint = Some(Arc::clone(workload));
+        if let Some(exchange) = &mut self.exchange {
+            exchange.endpoint = Some(endpoint.address);
+        }
         self.edit(|record| {
             record.destination.workload = Some(format!("{}/{}", workload.namespace, workload.name).into());
         });
@@ -178,7 +301,20 @@ impl Entry {
 
     /// Time from forwarding to the response's headers.
     pub(crate) fn answered(&mut self, upstream_us: u64) {
+        if let Some(exchange) = &mut self.exchange {
+            exchange.is_answered = true;
+        }
         self.edit(|record| record.durations.upstream_us = Some(upstream_us));
+    }
+
+    /// When it began.
+    pub(crate) fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// Something else that was done to it, besides what was decided.
+    pub(crate) fn also(&mut self, what: &str) {
+        self.edit(|record| record.reason = format!("{}; {what}", record.reason).into());
     }
 
     /// Allowed, yet it went wrong. The verdict stays.
@@ -191,6 +327,7 @@ impl Entry {
         if status.is_some() {
             drop(self.tally(status));
         }
+        drop(self.ended(status));
         self.edit(|record| record.status = status);
         self.hand_over();
     }
@@ -222,13 +359,14 @@ impl Drop for Entry {
         if self.record.is_some() {
             // No answer: the client went away.
             self.kind.flags = "DC";
+            self.edit(|record| {
+                if record.verdict == Verdict::Allow {
+                    record.reason = "the client went away before the answer".into();
+                }
+            });
             drop(self.tally(None));
+            drop(self.ended(None));
         }
-        self.edit(|record| {
-            if record.verdict == Verdict::Allow {
-                record.reason = "the client went away before the answer".into();
-            }
-        });
         self.hand_over();
     }
 }

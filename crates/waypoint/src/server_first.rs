@@ -11,12 +11,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ambit_mesh::{View, loads::InFlight};
+use ambit_mesh::View;
 use tokio::io::AsyncRead;
 
 use crate::{
     balance::Endpoint,
     custom::Approvals,
+    destination::InFlight,
     detect::{Prefixed, ReadAhead, Spoken, classify_server},
     limits::SERVER_FIRST_SILENCE,
     record::Entry,
@@ -106,8 +107,7 @@ async fn listen(session: &Session, view: Arc<View>, early: &mut Option<Early>) {
     let opened = route::open(session, &view, None, &mut entry).await;
     drop(view);
     match opened {
-        Ok((endpoint, stream)) => {
-            let in_flight = session.shared.loads.add(endpoint.load_key());
+        Ok((endpoint, stream, in_flight)) => {
             let reader = ReadAhead::new(stream);
             let opened = early.insert(Early { endpoint, reader, in_flight, connect_time: start.elapsed() });
             match opened.reader.until_known(classify_server).await {

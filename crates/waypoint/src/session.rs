@@ -2,25 +2,28 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, LazyLock, Mutex, PoisonError, Weak},
+    sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError, Weak},
 };
 
 use ambit_api::SpiffeId;
 use ambit_mesh::{
     View,
-    view::{Authentication, ServiceKey, routes::ServiceRoutes},
+    view::{Authentication, ServiceKey, Tracing, WaypointBundle, routes::ServiceRoutes, traffic::RetryBudget},
 };
-use ambit_policy::{Compiled, ConnectionFacts, Decision, Residual, Stage};
-use ambit_telemetry::{DecisionRecord, Destination, DryRun, MAX_AUDITS, MatchedRule, Source};
+use ambit_policy::{Compiled, ConnectionFacts, Decision, Residual, Sni, Stage};
+use ambit_telemetry::{DecisionRecord, Destination, DryRun, Exchange, MAX_AUDITS, MatchedRule, Source};
 use ambit_xds::workload::AppProtocol;
+use arc_swap::ArcSwapOption;
 use http::HeaderValue;
 
 use crate::{
     custom::Approvals,
+    destination,
     operators::Meters,
     record::{Entry, refusal},
     request::Checked,
     shared::Shared,
+    traffic::Traffic,
     upstream::Upstreams,
 };
 
@@ -60,10 +63,16 @@ pub(crate) struct Session {
     pub(crate) upstreams: Upstreams,
     source: Source,
     pub(crate) meters: Arc<Meters>,
+    /// Where its target's retries are counted.
+    pub(crate) retry_counter: OnceLock<usize>,
+    /// The server name of its TLS handshake, once somebody has looked.
+    server_name: OnceLock<Sni>,
     /// The policies last asked, with the connection's facts folded in.
     folded: Mutex<Option<Folded>>,
     /// What was in force when it was last asked for.
     known: Mutex<Option<Known>>,
+    /// How the service's endpoints are treated, if not as usual.
+    pub(crate) destination: ArcSwapOption<destination::Settled>,
 }
 
 /// What is in force for a session at this moment.
@@ -77,6 +86,12 @@ pub(crate) struct Standing {
     pub(crate) routes: Option<Arc<ServiceRoutes>>,
     /// What applications are told of the client's certificate, if the Gateway asks for it.
     pub(crate) client_certificate: Option<HeaderValue>,
+    /// Whether and how requests are traced, if they are.
+    pub(crate) tracing: Option<Arc<Tracing>>,
+    /// Rate limits and faults, if there are some.
+    pub(crate) traffic: Option<Arc<Traffic>>,
+    /// The service's own budget of retries, if it has one.
+    pub(crate) retry_budget: Option<Arc<RetryBudget>>,
     residual: Arc<Residual>,
 }
 
@@ -89,6 +104,9 @@ struct Known {
     authentication: Option<Arc<Authentication>>,
     routes: Option<Arc<ServiceRoutes>>,
     client_certificate: Option<HeaderValue>,
+    tracing: Option<Arc<Tracing>>,
+    traffic: Option<Arc<Traffic>>,
+    retry_budget: Option<Arc<RetryBudget>>,
     residual: Arc<Residual>,
 }
 
@@ -147,7 +165,19 @@ impl Session {
         let source = client.source(&view);
         let meters = Meters::new(&shared.operators, &view, &client, &target);
         let (folded, known) = (Mutex::default(), Mutex::default());
-        Self { shared, client, target, upstreams: Upstreams::default(), source, meters, folded, known }
+        Self {
+            shared,
+            client,
+            target,
+            upstreams: Upstreams::default(),
+            source,
+            meters,
+            destination: ArcSwapOption::empty(),
+            retry_counter: OnceLock::new(),
+            server_name: OnceLock::new(),
+            folded,
+            known,
+        }
     }
 
     /// The policies and the port as they are now.
@@ -201,6 +231,7 @@ impl Session {
             }
         };
         let residual = self.fold(policies);
+        self.destination.store(self.treatment(bundle).map(Arc::new));
         let authentication = match addressee {
             Addressee::Service(_) if bundle.authentications.is_empty() => None,
             Addressee::Service(key) => bundle.authentications.get(key).cloned(),
@@ -210,6 +241,16 @@ impl Session {
             Addressee::Service(key) if !bundle.routes.is_empty() => bundle.routes.get(key).cloned(),
             _ => None,
         };
+        let traffic = match addressee {
+            Addressee::Service(_) if bundle.traffic.is_empty() => None,
+            Addressee::Service(key) => bundle.traffic.get(key),
+            Addressee::Workload(_) => bundle.workload_traffic.as_ref(),
+        };
+        let traffic = traffic.map(|service| Arc::new(Traffic::of(service, self)));
+        let retry_budget = match addressee {
+            Addressee::Service(key) if !bundle.retry_budgets.is_empty() => bundle.retry_budgets.get(key).cloned(),
+            _ => None,
+        };
         self.meters.set(&bundle.settings);
         // Identities consist of visible ASCII.
         let client_certificate = bundle.settings.client_identity.then(|| {
@@ -217,7 +258,24 @@ impl Session {
             HeaderValue::try_from(format!("By={by};URI={client}")).ok()
         });
         let client_certificate = client_certificate.flatten();
-        Ok(Standing { view, protocol, authentication, routes, client_certificate, residual })
+        let tracing = bundle.settings.tracing.clone();
+        Ok(Standing {
+            view,
+            protocol,
+            authentication,
+            routes,
+            client_certificate,
+            tracing,
+            traffic,
+            retry_budget,
+            residual,
+        })
+    }
+
+    fn treatment(&self, bundle: &WaypointBundle) -> Option<destination::Settled> {
+        let Addressee::Service(key) = &self.target.addressee else { return None };
+        let found = bundle.destinations.get(key);
+        destination::settle(&self.shared, found, key, self.target.address.port(), None)
     }
 
     /// The configuration as it is now, if it lets this connection carry bytes of any kind.
@@ -231,13 +289,43 @@ impl Session {
         let destination = self.target.destination();
         let enforcer = self.shared.enforcer();
         let record = DecisionRecord::new(enforcer, self.source.clone(), destination, protocol, &UNDECIDED);
-        Entry::new(record, self.shared.recorder.clone()).metered(&self.meters, protocol.starts_with("HTTP"))
+        let entry = Entry::new(record, self.shared.recorder.clone());
+        let mut entry = entry.metered(&self.meters, protocol.starts_with("HTTP"));
+        entry.watch(|| self.exchange());
+        entry
+    }
+
+    /// What is known of every request or connection of this session once it has ended.
+    pub(crate) fn exchange(&self) -> Exchange {
+        let hostname = match &self.target.addressee {
+            Addressee::Service(key) => Some(Arc::clone(&key.hostname)),
+            Addressee::Workload(_) => None,
+        };
+        let server_name = match self.server_name.get() {
+            Some(Sni::Name(name)) => Some(Arc::clone(name)),
+            _ => None,
+        };
+        Exchange { hostname, server_name, flags: "-", ..Exchange::default() }
+    }
+
+    /// True if policies want to know the server name of a TLS handshake that nobody has looked at yet.
+    pub(crate) fn wants_server_name(&self) -> bool {
+        self.server_name.get().is_none()
+            && self.standing().is_ok_and(|standing| standing.residual.names_server() && !standing.speaks_http())
+    }
+
+    /// The server name has become known, before anything was judged by it.
+    pub(crate) fn heard(&self, server_name: Sni) {
+        if self.server_name.set(server_name).is_ok() {
+            *self.known.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            *self.folded.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
     }
 
     /// Ends, with a record, when a change of the configuration denies what was allowed.
     pub(crate) async fn revoked(self: Arc<Self>, question: Question, protocol: &'static str) {
         let decision = self.denied(&question).await;
-        let mut entry = self.entry(protocol);
+        let mut entry = self.entry(protocol).unwatched();
         if let Question::Request(checked) = &question {
             entry.request(&checked.method, checked.path());
         }
@@ -287,6 +375,7 @@ impl Session {
         let Target { address, .. } = &self.target;
         ConnectionFacts::new(self.client.address.ip().to_canonical(), address.ip().to_canonical(), address.port())
             .with_peer(self.client.identity.clone())
+            .with_sni(self.server_name.get().cloned().unwrap_or_default())
     }
 }
 
@@ -294,26 +383,44 @@ impl Session {
 
 impl Known {
     fn of(standing: &Standing) -> Self {
-        let Standing { view, protocol, authentication, routes, client_certificate, residual } = standing;
+        let Standing {
+            view,
+            protocol,
+            authentication,
+            routes,
+            client_certificate,
+            tracing,
+            traffic,
+            retry_budget,
+            residual,
+        } = standing;
         Self {
             view: Arc::downgrade(view),
             protocol: *protocol,
             authentication: authentication.clone(),
             routes: routes.clone(),
             client_certificate: client_certificate.clone(),
+            traffic: traffic.clone(),
+            retry_budget: retry_budget.clone(),
+            tracing: tracing.clone(),
             residual: Arc::clone(residual),
         }
     }
 
     /// INVARIANT: `view` is the one that this was found under.
     fn standing(&self, view: Arc<View>) -> Standing {
-        let Self { protocol, authentication, routes, client_certificate, residual, .. } = self;
+        let Self {
+            protocol, authentication, routes, client_certificate, tracing, traffic, retry_budget, residual, ..
+        } = self;
         Standing {
             view,
             protocol: *protocol,
             authentication: authentication.clone(),
             routes: routes.clone(),
             client_certificate: client_certificate.clone(),
+            traffic: traffic.clone(),
+            retry_budget: retry_budget.clone(),
+            tracing: tracing.clone(),
             residual: Arc::clone(residual),
         }
     }
@@ -322,6 +429,11 @@ impl Known {
 // === impl Standing ===
 
 impl Standing {
+    /// True if the port is declared to carry nothing but HTTP.
+    pub(crate) fn speaks_http(&self) -> bool {
+        matches!(self.protocol, AppProtocol::Http11 | AppProtocol::Http2 | AppProtocol::Grpc)
+    }
+
     /// True if CUSTOM policies may want a provider asked.
     pub(crate) fn has_custom(&self) -> bool {
         self.residual.has_custom()
@@ -353,7 +465,7 @@ impl Standing {
 
     /// Judges the connection itself; a port that is declared to speak HTTP carries nothing else.
     pub(crate) fn decide_connection(&self, approvals: &Approvals) -> Decision {
-        if matches!(self.protocol, AppProtocol::Http11 | AppProtocol::Http2 | AppProtocol::Grpc) {
+        if self.speaks_http() {
             return refusal("the port speaks only HTTP");
         }
         let decision = self.residual.decide_connection_approved(&approvals.names());

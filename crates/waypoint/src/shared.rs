@@ -10,7 +10,13 @@ use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    Config, authn::VerifiedTokens, custom::Clients, operators::Operators, random::Random, refusals::Refusals,
+    Config,
+    authn::VerifiedTokens,
+    custom::Clients,
+    destination::Clusters,
+    operators::{Operators, Spans},
+    random::Random,
+    refusals::Refusals,
     route::Budgets,
 };
 
@@ -25,6 +31,7 @@ pub(crate) struct Shared {
     pub(crate) pool: Arc<Pool>,
     pub(crate) recorder: Recorder,
     pub(crate) operators: Arc<Operators>,
+    pub(crate) spans: Arc<Spans>,
     pub(crate) loads: Arc<Loads>,
     pub(crate) random: Random,
     pub(crate) refusals: Refusals,
@@ -32,12 +39,18 @@ pub(crate) struct Shared {
     pub(crate) verified_tokens: VerifiedTokens,
     /// What retries cost, per service.
     pub(crate) budgets: Budgets,
+    /// What goes on at endpoints that are treated by a rule.
+    pub(crate) clusters: Clusters,
     /// Copies of requests on their way.
     pub(crate) mirrors: Arc<Semaphore>,
+    /// Requests that wait because of a fault.
+    pub(crate) delayed: Semaphore,
     pub(crate) connections: Arc<Semaphore>,
     pub(crate) tunnels: Arc<Semaphore>,
     /// Nothing new; what is in flight may end.
     pub(crate) drain: CancellationToken,
+    /// Half of the drain's time is over: what still waits for a request ends.
+    pub(crate) close_idle: CancellationToken,
     pub(crate) tasks: Tasks,
 }
 
@@ -86,8 +99,9 @@ where
     F::Output: Send,
 {
     fn execute(&self, task: F) {
-        self.spawn(async move {
-            let _ = task.await;
+        let stop = self.stop.clone();
+        self.tracker.spawn(async move {
+            let _ = stop.run_until_cancelled(task).await;
         });
     }
 }

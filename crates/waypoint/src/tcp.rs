@@ -1,16 +1,22 @@
 //! Anything that isn't HTTP: judged by the connection's facts, then carried as bytes (`spec/waypoint.md` 5.5).
 
-use std::{pin::pin, sync::Arc, time::Instant};
+use std::{
+    pin::pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use ambit_hbone::copy::{self, CopyError, HALF_CLOSE_IDLE_TIMEOUT, Moved, Reset, Timeouts};
-use ambit_mesh::{View, loads::InFlight};
+use ambit_mesh::View;
 use ambit_telemetry::metrics::CarriedConnection;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::{
     custom::{self, Approvals},
+    destination::{Bounds, InFlight},
     detect::{Prefixed, ReadAhead},
-    limits::TCP_COUNT_PERIOD,
+    limits::{MAX_SILENCE, TCP_COUNT_PERIOD},
+    operators::Ended,
     record::{Entry, micros_since},
     route,
     server_first::Early,
@@ -19,7 +25,20 @@ use crate::{
 };
 
 /// Serves one TCP tunnel until it ends or is no longer allowed, over the connection that was opened early, if any.
-pub(crate) async fn serve<S>(session: Arc<Session>, mut stream: S, early: Option<Early>)
+pub(crate) async fn serve<S>(session: Arc<Session>, stream: S, early: Option<Early>)
+where
+    S: AsyncRead + AsyncWrite + Reset + Unpin,
+{
+    if !session.wants_server_name() {
+        return judge(session, stream, early).await;
+    }
+    let mut ahead = ReadAhead::new(stream);
+    let heard = route::heard(&mut ahead, session.shared.config.limits.detection_timeout).await;
+    session.heard(heard);
+    judge(session, ahead.into_stream(), early).await;
+}
+
+async fn judge<S>(session: Arc<Session>, mut stream: S, early: Option<Early>)
 where
     S: AsyncRead + AsyncWrite + Reset + Unpin,
 {
@@ -41,6 +60,7 @@ where
     match standing.filter(|_| decision.is_allowed()) {
         Some(standing) => carry(session, stream, early, entry, standing.view, none).await,
         None => {
+            drop(entry.connection());
             entry.finish(None);
             stream.reset();
         }
@@ -58,6 +78,8 @@ where
         asked = Box::pin(custom::authorize_connection(&session, &mut entry)) => asked,
         () = ahead.broken() => {
             entry.failed("the client went away before the answer");
+            entry.flag("DC");
+            drop(entry.connection());
             return entry.finish(None);
         }
     };
@@ -65,6 +87,8 @@ where
     match asked {
         Some((standing, approvals)) => carry(session, stream, early, entry, standing.view, approvals).await,
         None => {
+            entry.flag("UAEX");
+            drop(entry.connection());
             entry.finish(None);
             stream.reset();
         }
@@ -112,12 +136,19 @@ async fn carry_to<S>(
         }
     };
     let counted = entry.connection();
+    let ended = entry.ended(None);
     entry.finish(None);
     drop(view);
     let revoked = Arc::clone(&session).revoked(Question::Connection(approvals), "TCP");
+    let bounds: Bounds = upstream.1.bounds();
     let ended = tokio::select! {
-        copied = counting(&mut stream, &mut upstream.0, counted) => {
+        copied = counting(&mut stream, &mut upstream.0, counted, ended, bounds.idle) => {
             copied.map_err(|error| error.to_string())
+        }
+        () = outlasted(bounds.longest) => {
+            stream.reset();
+            upstream.0.reset();
+            Err("it has lasted as long as its DestinationRule allows".to_owned())
         }
         () = revoked => {
             stream.reset();
@@ -130,19 +161,31 @@ async fn carry_to<S>(
     }
 }
 
+/// Ends when a connection has lasted that long; never if it may last.
+async fn outlasted(longest: Option<Duration>) {
+    match longest {
+        Some(longest) => tokio::time::sleep(longest).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Copies both ways and counts the bytes, of a long connection also while it lasts.
 async fn counting<A, B>(
     client: &mut A,
     upstream: &mut B,
     counted: Option<CarriedConnection>,
+    ended: Option<Box<Ended>>,
+    idle: Option<Option<Duration>>,
 ) -> Result<(u64, u64), CopyError>
 where
     A: AsyncRead + AsyncWrite + Reset + Unpin,
     B: AsyncRead + AsyncWrite + Reset + Unpin,
 {
-    let (moved, timeouts) = (Moved::default(), Timeouts { half_close: HALF_CLOSE_IDLE_TIMEOUT, ..Timeouts::default() });
+    let usual = Timeouts::default().idle;
+    let idle = idle.map_or(usual, |idle| idle.unwrap_or(MAX_SILENCE));
+    let (moved, timeouts) = (Moved::default(), Timeouts { half_close: HALF_CLOSE_IDLE_TIMEOUT.min(idle), idle });
     // Dropped however the copy ends, or when it is cancelled.
-    let mut counted = Counting { moved: &moved, counted, told: (0, 0) };
+    let mut counted = Counting { moved: &moved, counted, ended, told: (0, 0) };
     let mut copied = pin!(copy::bidirectional_counting(client, upstream, timeouts, &moved));
     loop {
         tokio::select! {
@@ -156,6 +199,7 @@ where
 struct Counting<'a> {
     moved: &'a Moved,
     counted: Option<CarriedConnection>,
+    ended: Option<Box<Ended>>,
     told: (u64, u64),
 }
 
@@ -173,6 +217,9 @@ impl Counting<'_> {
 impl Drop for Counting<'_> {
     fn drop(&mut self) {
         self.tell();
+        if let Some(ended) = &mut self.ended {
+            ended.carried(self.told.0, self.told.1);
+        }
     }
 }
 
@@ -190,7 +237,7 @@ async fn reach(
         entry.connected_before(early.connect_time);
         return Ok((early.reader.into_stream(), early.in_flight));
     }
-    let (endpoint, stream) = upstream::open(session, view, &way, entry).await?;
+    let (endpoint, stream, in_flight) = upstream::open(session, view, &way, entry).await?;
     entry.endpoint(&endpoint);
-    Ok((ReadAhead::new(stream).into_stream(), session.shared.loads.add(endpoint.load_key())))
+    Ok((ReadAhead::new(stream).into_stream(), in_flight))
 }

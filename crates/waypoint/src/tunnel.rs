@@ -10,7 +10,7 @@ use ambit_mesh::{
     View,
     view::{Service, WaypointBundle, Workload},
 };
-use ambit_telemetry::{DecisionRecord, Destination};
+use ambit_telemetry::{DecisionRecord, Destination, Exchange};
 use ambit_xds::workload::AppProtocol;
 use http::{HeaderMap, Method, StatusCode, uri::Authority};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -18,9 +18,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use crate::{
     HBONE_PORT,
     detect::{self, Prefixed, Spoken},
-    http as http_server,
     record::{Entry, refusal},
-    server_first,
+    serve, server_first,
     session::{Addressee, Client, Session, Target},
     shared::Shared,
     tcp,
@@ -81,8 +80,8 @@ where
     // Only TCP can go on with a connection that was opened for no request in particular.
     let early = early.filter(|_| matches!(detected, Ok((Spoken::Tcp, _))));
     match detected {
-        Ok((Spoken::Http1, stream)) => http_server::serve_http1(session, stream).await,
-        Ok((Spoken::Http2, stream)) => http_server::serve_http2(session, stream).await,
+        Ok((Spoken::Http1, stream)) => serve::serve_http1(session, stream).await,
+        Ok((Spoken::Http2, stream)) => serve::serve_http2(session, stream).await,
         Ok((Spoken::Tcp, stream)) => tcp::serve(session, stream, early).await,
         Err(error) => tracing::debug!(%error, "tunnel ended before its protocol was known"),
     }
@@ -162,7 +161,12 @@ fn refuse(shared: &Shared, view: &View, client: &Client, request: ConnectRequest
     let destination = Destination { service: why.service, workload: why.workload, address };
     let decision = refusal(&why.reason);
     let record = DecisionRecord::new(shared.enforcer(), client.source(view), destination, "TCP", &decision);
-    Entry::new(record, shared.recorder.clone()).watched(&shared.operators).finish(Some(why.status.as_u16()));
+    let mut entry = Entry::new(record, shared.recorder.clone()).watched(&shared.operators);
+    entry.watch(Exchange::default);
+    if why.status == StatusCode::NOT_FOUND {
+        entry.flag("NR");
+    }
+    entry.finish(Some(why.status.as_u16()));
     request.refuse(why.status);
 }
 

@@ -8,7 +8,6 @@ use std::{
 };
 
 use ambit_hbone::copy::{self, HALF_CLOSE_IDLE_TIMEOUT, Reset};
-use ambit_mesh::loads::InFlight;
 use http::{HeaderValue, Response, header};
 use hyper::{
     body::Incoming,
@@ -18,6 +17,8 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{
+    destination::InFlight,
+    operators::Tally,
     request::{self, Checked},
     respond,
     session::{Question, Session},
@@ -29,6 +30,8 @@ pub(crate) struct Switch {
     pub(crate) client: OnUpgrade,
     pub(crate) upstream: OnUpgrade,
     pub(crate) in_flight: InFlight,
+    /// Counts the request when both ends are done.
+    pub(crate) tally: Option<Tally>,
 }
 
 /// Joins both ends once the client has the returned 101, for as long as the request that asked for it stays allowed.
@@ -50,20 +53,24 @@ pub(crate) fn switch(
 }
 
 async fn join(session: Arc<Session>, checked: Checked, switch: Switch) {
-    let Ok((client, upstream)) = tokio::try_join!(switch.client, switch.upstream) else {
-        return;
-    };
+    let Switch { client, upstream, in_flight, mut tally } = switch;
+    let Ok((client, upstream)) = tokio::try_join!(client, upstream) else { return };
     let (mut client, mut upstream) = (Switched(TokioIo::new(client)), Switched(TokioIo::new(upstream)));
     let revoked = Arc::clone(&session).revoked(Question::Request(Box::new(checked)), "HTTP/1.1");
     tokio::select! {
-        copied = copy::bidirectional(&mut client, &mut upstream, HALF_CLOSE_IDLE_TIMEOUT) => {
-            if let Err(error) = copied {
+        copied = copy::bidirectional(&mut client, &mut upstream, HALF_CLOSE_IDLE_TIMEOUT) => match (copied, &mut tally) {
+            (Ok((received, sent)), Some(tally)) => {
+                tally.received(received);
+                tally.sent(sent);
+            }
+            (Ok(_), None) => {}
+            (Err(error), _) => {
                 tracing::debug!(service = %session.target.name, %error, "switched connection ended early");
             }
-        }
+        },
         () = revoked => {}
     }
-    drop(switch.in_flight);
+    drop(in_flight);
 }
 
 struct Switched(TokioIo<Upgraded>);

@@ -7,13 +7,13 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     pin::Pin,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
     time::Instant,
 };
 
 use ambit_hbone::{Connect, ConnectError, Tunnel, copy::Reset, socket};
-use ambit_mesh::{View, loads::InFlight};
+use ambit_mesh::View;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, request};
 use http_body::Body as _;
@@ -27,6 +27,7 @@ use tokio::{
 
 use crate::{
     balance::{self, Endpoint},
+    destination::{Aim, InFlight, Lease, Slot, Use},
     limits::{
         HTTP2_CONNECTION_WINDOW_BYTES, HTTP2_FRAME_BYTES, HTTP2_SEND_BUFFER_BYTES, HTTP2_STREAM_WINDOW_BYTES,
         MAX_ENDPOINT_TRIES, MAX_HEADER_BYTES, MAX_HTTP1_BUFFER_BYTES, MAX_IDLE_UPSTREAMS, REUSE_WAIT,
@@ -93,6 +94,20 @@ pub(crate) enum Error {
         /// What failed.
         reason: String,
     },
+    /// Nothing may go there.
+    #[error("{reason}")]
+    Closed {
+        /// Which rule says so, and why.
+        reason: String,
+    },
+    /// As much goes there as may.
+    #[error("service `{service}` has as many {what} as its DestinationRule allows")]
+    Overflow {
+        /// Full name.
+        service: String,
+        /// Of what.
+        what: &'static str,
+    },
     /// Routes lead nowhere.
     #[error("{reason}")]
     Route {
@@ -114,7 +129,20 @@ pub(crate) enum Error {
         reason: String,
         /// It said that it has done nothing.
         refused: bool,
+        /// How it broke off.
+        broken: Broken,
     },
+}
+
+/// How an exchange with an endpoint broke off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Broken {
+    /// The connection ended.
+    Closed,
+    /// The endpoint reset the stream.
+    Reset,
+    /// What it sent can't be read.
+    Unreadable,
 }
 
 /// Sends a request to an endpoint of the session's target and waits for the response's head.
@@ -129,19 +157,25 @@ pub(crate) async fn send(
     mut request: Request<Body>,
     entry: &mut Entry,
 ) -> Result<(Response<Incoming>, InFlight), Error> {
+    let aim = Aim::request(session, view, way, &request)?;
+    let mut permit = aim.cluster().map(|cluster| cluster.request()).transpose()?.flatten();
     let mut may_reuse = true;
     loop {
-        let (endpoint, mut sender, reused) =
-            session.upstreams.reach(session, view, way, protocol, may_reuse, entry).await?;
+        let Reached { endpoint, mut sender, reused, on } =
+            session.upstreams.reach(session, view, &aim, protocol, may_reuse, entry).await?;
         entry.endpoint(&endpoint);
-        let in_flight = session.shared.loads.add(endpoint.load_key());
+        let lease = on.as_ref().map(|on| Arc::clone(on.lease()));
+        let in_flight = InFlight::new(&session.shared, &endpoint, on, permit.take());
         // Only a connection that was idle can turn out to have been closed meanwhile.
         let spare = if reused { Spare::of(&request) } else { None };
         let start = Instant::now();
         let failure = match sender.send(request).await {
             Ok(response) => {
                 entry.answered(micros_since(start));
-                session.upstreams.put_back(endpoint, sender);
+                if let Some(host) = &endpoint.host {
+                    host.answered(response.status(), response.headers());
+                }
+                session.upstreams.put_back(endpoint, sender, lease);
                 return Ok((response, in_flight));
             }
             Err(failure) => failure,
@@ -152,13 +186,20 @@ pub(crate) async fn send(
             return Err(Error::Request { reason });
         }
         let refused = is_refused(&failure.error);
-        let error = Error::Exchange { address: endpoint.address, reason, refused };
+        let broken = Broken::of(&failure.error);
+        let error = Error::Exchange { address: endpoint.address, reason, refused, broken };
         request = match (reused, failure.unsent, spare) {
             (true, Some(unsent), _) => unsent,
             (true, None, Some(spare)) => spare.restore(),
-            _ => return Err(error),
+            _ => {
+                if let Some(host) = &endpoint.host {
+                    host.failed();
+                }
+                return Err(error);
+            }
         };
         may_reuse = false;
+        permit = in_flight.into_permit();
     }
 }
 
@@ -171,13 +212,21 @@ pub(crate) async fn open(
     view: &View,
     way: &Way,
     entry: &mut Entry,
-) -> Result<(Endpoint, Stream), Error> {
+) -> Result<(Endpoint, Stream, InFlight), Error> {
+    let aim = Aim::connection(session, view, way)?;
+    let slot = aim.cluster().map(|cluster| cluster.room()).transpose()?;
     let mut tried = Vec::new();
     let mut last = None;
     while tried.len() < MAX_ENDPOINT_TRIES {
-        let Some(endpoint) = session.pick(view, way, &tried) else { break };
-        match connect(session, &endpoint, entry).await {
-            Ok(stream) => return Ok((endpoint, stream)),
+        let Some(endpoint) = session.pick(view, &aim, &tried) else { break };
+        match connect(session, &aim, &endpoint, entry).await {
+            Ok(stream) => {
+                if let Some(host) = &endpoint.host {
+                    host.reached();
+                }
+                let in_flight = InFlight::connection(&session.shared, &endpoint, &aim, slot);
+                return Ok((endpoint, stream, in_flight));
+            }
             Err(error) => last = Some(error),
         }
         tried.push(endpoint.address);
@@ -189,12 +238,24 @@ pub(crate) async fn open(
 struct Http1 {
     endpoint: Endpoint,
     sender: conn::http1::SendRequest<Body>,
+    lease: Option<Arc<Lease>>,
 }
 
 #[derive(Debug)]
 struct Http2 {
     endpoint: Endpoint,
     sender: conn::http2::SendRequest<Body>,
+    lease: Option<Arc<Lease>>,
+}
+
+/// A connection on which a request can be sent now.
+struct Reached {
+    endpoint: Endpoint,
+    sender: Sender,
+    /// It has been used before.
+    reused: bool,
+    /// Its use, where that is bounded.
+    on: Option<Use>,
 }
 
 enum Sender {
@@ -214,10 +275,12 @@ struct Spare(request::Parts);
 const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
 const AMBIT_SOURCE: HeaderName = HeaderName::from_static("ambit-source");
 
-async fn connect(session: &Session, endpoint: &Endpoint, entry: &mut Entry) -> Result<Stream, Error> {
+async fn connect(session: &Session, aim: &Aim<'_>, endpoint: &Endpoint, entry: &mut Entry) -> Result<Stream, Error> {
     let start = Instant::now();
     let shared = &session.shared;
-    let opened = tokio::time::timeout(shared.config.limits.connect_timeout, async {
+    let usual = shared.config.limits.connect_timeout;
+    let timeout = aim.cluster().map_or(usual, |cluster| cluster.connect_timeout(usual));
+    let opened = tokio::time::timeout(timeout, async {
         if endpoint.workload.hbone {
             let tunnel = shared.pool.connect(tunnel_to(shared, &session.client, endpoint)).await;
             tunnel.map(|tunnel| Stream::Tunnel(Box::new(tunnel))).map_err(|error: ConnectError| error.to_string())
@@ -231,6 +294,9 @@ async fn connect(session: &Session, endpoint: &Endpoint, entry: &mut Entry) -> R
     entry.connected(micros_since(start));
     outcome.map_err(|reason| {
         entry.endpoint(endpoint);
+        if let Some(host) = &endpoint.host {
+            host.failed();
+        }
         Error::Connect { address: endpoint.address, reason }
     })
 }
@@ -259,7 +325,12 @@ fn tunnel_to(shared: &Shared, client: &Client, endpoint: &Endpoint) -> Connect {
     }
 }
 
-async fn handshake(stream: Stream, protocol: Protocol, tasks: &Tasks) -> hyper::Result<Sender> {
+async fn handshake(
+    stream: Stream,
+    protocol: Protocol,
+    tasks: &Tasks,
+    lease: Option<Arc<Lease>>,
+) -> hyper::Result<Sender> {
     match protocol {
         Protocol::Http1 => {
             let (sender, connection) = conn::http1::Builder::new()
@@ -268,7 +339,11 @@ async fn handshake(stream: Stream, protocol: Protocol, tasks: &Tasks) -> hyper::
                 .await?;
             tasks.spawn(async move {
                 // Its error is also the request's.
-                let _ = connection.with_upgrades().await;
+                let connection = connection.with_upgrades();
+                match lease {
+                    None => drop(connection.await),
+                    Some(lease) => lease.hold(connection).await,
+                }
             });
             Ok(Sender::Http1(sender))
         }
@@ -282,7 +357,10 @@ async fn handshake(stream: Stream, protocol: Protocol, tasks: &Tasks) -> hyper::
                 .handshake(TokioIo::new(stream))
                 .await?;
             tasks.spawn(async move {
-                let _ = connection.await;
+                match lease {
+                    None => drop(connection.await),
+                    Some(lease) => lease.hold(connection).await,
+                }
             });
             Ok(Sender::Http2(sender))
         }
@@ -315,9 +393,33 @@ impl Error {
         match self {
             Self::NoEndpoint { .. } | Self::Gone { .. } => "UH",
             Self::Connect { .. } => "UF",
+            Self::Closed { .. } => "NC",
+            Self::Overflow { .. } => "UO",
             Self::Route { .. } => "NR",
             Self::Request { .. } => "DC",
-            Self::Exchange { .. } => "UC",
+            Self::Exchange { broken, .. } => broken.flag(),
+        }
+    }
+}
+
+// === impl Broken ===
+
+impl Broken {
+    fn of(error: &hyper::Error) -> Self {
+        let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<h2::Error>());
+        match cause {
+            Some(cause) if cause.is_reset() && cause.is_remote() => Self::Reset,
+            Some(cause) if cause.is_library() => Self::Unreadable,
+            None if error.is_parse() => Self::Unreadable,
+            _ => Self::Closed,
+        }
+    }
+
+    fn flag(self) -> &'static str {
+        match self {
+            Self::Closed => "UC",
+            Self::Reset => "UR",
+            Self::Unreadable => "UPE",
         }
     }
 }
@@ -325,84 +427,118 @@ impl Error {
 // === impl Upstreams ===
 
 impl Upstreams {
-    /// A connection on which a request can be sent now, and whether it has been used before.
+    /// A connection on which a request can be sent now.
     async fn reach(
         &self,
         session: &Session,
         view: &View,
-        way: &Way,
+        aim: &Aim<'_>,
         protocol: Protocol,
         may_reuse: bool,
         entry: &mut Entry,
-    ) -> Result<(Endpoint, Sender, bool), Error> {
+    ) -> Result<Reached, Error> {
         let mut tried = Vec::new();
         let mut last = None;
+        let mut waiting = None;
         while tried.len() < MAX_ENDPOINT_TRIES {
-            let Some(endpoint) = session.pick(view, way, &tried) else { break };
-            if may_reuse && let Some(sender) = self.take(protocol, &endpoint).await {
-                return Ok((endpoint, sender, true));
+            let Some(endpoint) = session.pick(view, aim, &tried) else { break };
+            if may_reuse && let Some((sender, on)) = self.take(protocol, &endpoint).await {
+                return Ok(Reached { endpoint, sender, reused: true, on });
             }
-            match connect(session, &endpoint, entry).await {
-                Ok(stream) => match handshake(stream, protocol, &session.shared.tasks).await {
-                    Ok(sender) => return Ok((endpoint, sender, false)),
-                    Err(error) => {
-                        let (address, reason) = (endpoint.address, describe(&error));
-                        last = Some(Error::Exchange { address, reason, refused: false });
+            let slot = match aim.cluster() {
+                None => None,
+                Some(cluster) => {
+                    if waiting.is_none() {
+                        waiting = Some(cluster.pending()?);
                     }
-                },
+                    Some(cluster.room_soon().await?)
+                }
+            };
+            // Rare and large: the future of every request would have room for it.
+            match Box::pin(self.open(session, aim, &endpoint, protocol, slot, entry)).await {
+                Ok((sender, on)) => return Ok(Reached { endpoint, sender, reused: false, on }),
                 Err(error) => last = Some(error),
             }
             tried.push(endpoint.address);
         }
-        Err(last.unwrap_or_else(|| session.no_endpoint(way)))
+        Err(last.unwrap_or_else(|| session.no_endpoint(aim.way)))
     }
 
-    async fn take(&self, protocol: Protocol, endpoint: &Endpoint) -> Option<Sender> {
+    /// A new connection.
+    async fn open(
+        &self,
+        session: &Session,
+        aim: &Aim<'_>,
+        endpoint: &Endpoint,
+        protocol: Protocol,
+        slot: Option<Slot>,
+        entry: &mut Entry,
+    ) -> Result<(Sender, Option<Use>), Error> {
+        let stream = connect(session, aim, endpoint, entry).await?;
+        let lease = aim.cluster().map(|cluster| cluster.lease(slot.unwrap_or_default()));
+        let on = lease.as_ref().and_then(Lease::begin);
+        let opened = handshake(stream, protocol, &session.shared.tasks, lease).await;
+        let sender = opened.map_err(|error| {
+            if let Some(host) = &endpoint.host {
+                host.failed();
+            }
+            let (address, reason, broken) = (endpoint.address, describe(&error), Broken::of(&error));
+            Error::Exchange { address, reason, refused: false, broken }
+        })?;
+        Ok((sender, on))
+    }
+
+    async fn take(&self, protocol: Protocol, endpoint: &Endpoint) -> Option<(Sender, Option<Use>)> {
         match protocol {
             Protocol::Http1 => {
-                let mut sender = {
+                let Http1 { mut sender, lease, .. } = {
                     let mut idle = self.http1.lock().unwrap_or_else(PoisonError::into_inner);
                     idle.retain(|connection| !connection.sender.is_closed());
                     let mine = |connection: &Http1| connection.endpoint == *endpoint;
                     let ready = |connection: &Http1| mine(connection) && connection.sender.is_ready();
                     let position = idle.iter().position(ready).or_else(|| idle.iter().position(mine))?;
-                    idle.swap_remove(position).sender
+                    idle.swap_remove(position)
                 };
-                if sender.is_ready() {
-                    return Some(Sender::Http1(sender));
-                }
-                let ready = tokio::time::timeout(REUSE_WAIT, sender.ready()).await;
-                match ready {
-                    Ok(ready) => ready.is_ok().then_some(Sender::Http1(sender)),
-                    Err(_elapsed) => {
-                        self.put_back(endpoint.clone(), Sender::Http1(sender));
-                        None
+                if !sender.is_ready() {
+                    match tokio::time::timeout(REUSE_WAIT, sender.ready()).await {
+                        Ok(ready) => ready.ok()?,
+                        Err(_elapsed) => {
+                            self.put_back(endpoint.clone(), Sender::Http1(sender), lease);
+                            return None;
+                        }
                     }
                 }
+                let on = Lease::begin_any(lease.as_ref())?;
+                Some((Sender::Http1(sender), on))
             }
             Protocol::Http2 => {
                 let mut open = self.http2.lock().unwrap_or_else(PoisonError::into_inner);
                 open.retain(|connection| !connection.sender.is_closed());
+                open.retain(|connection| connection.lease.as_ref().is_none_or(|lease| lease.lasts()));
                 let found = open.iter().find(|connection| connection.endpoint == *endpoint)?;
-                Some(Sender::Http2(found.sender.clone()))
+                let on = Lease::begin_any(found.lease.as_ref())?;
+                Some((Sender::Http2(found.sender.clone()), on))
             }
         }
     }
 
-    fn put_back(&self, endpoint: Endpoint, sender: Sender) {
+    fn put_back(&self, endpoint: Endpoint, sender: Sender, lease: Option<Arc<Lease>>) {
+        if lease.as_ref().is_some_and(|lease| !lease.lasts()) {
+            return;
+        }
         match sender {
             Sender::Http1(sender) => {
                 let mut idle = self.http1.lock().unwrap_or_else(PoisonError::into_inner);
                 // One that doesn't fit ends when its response has.
                 if idle.len() < MAX_IDLE_UPSTREAMS && !sender.is_closed() {
-                    idle.push(Http1 { endpoint, sender });
+                    idle.push(Http1 { endpoint, sender, lease });
                 }
             }
             Sender::Http2(sender) => {
                 let mut open = self.http2.lock().unwrap_or_else(PoisonError::into_inner);
                 let known = open.iter().any(|connection| connection.endpoint == endpoint);
                 if !known && open.len() < MAX_IDLE_UPSTREAMS {
-                    open.push(Http2 { endpoint, sender });
+                    open.push(Http2 { endpoint, sender, lease });
                 }
             }
         }
@@ -449,19 +585,22 @@ impl Spare {
 
 impl Session {
     /// An endpoint of the service, or the workload itself, or of what a route leads to; none of those tried.
-    fn pick(&self, view: &View, way: &Way, tried: &[SocketAddr]) -> Option<Endpoint> {
-        let (loads, random) = (&self.shared.loads, &self.shared.random);
-        match way {
+    fn pick(&self, view: &View, aim: &Aim<'_>, tried: &[SocketAddr]) -> Option<Endpoint> {
+        let shared = &*self.shared;
+        if let Some(active) = &aim.active {
+            return aim.pick(active, self, view, tried);
+        }
+        match aim.way {
             Way::Target => {}
-            Way::Service { key, port } => return balance::pick(view, key, *port, tried, loads, random),
+            Way::Service { key, port, .. } => return balance::pick(view, key, *port, tried, shared),
             Way::Waypoint { waypoint, port, beyond } => {
-                let endpoint = balance::pick(view, waypoint, *port, tried, loads, random)?;
+                let endpoint = balance::pick(view, waypoint, *port, tried, shared)?;
                 return Some(Endpoint { beyond: Some(*beyond), ..endpoint });
             }
         }
         let address = self.target.address;
         match &self.target.addressee {
-            Addressee::Service(key) => balance::pick(view, key, address.port(), tried, loads, random),
+            Addressee::Service(key) => balance::pick(view, key, address.port(), tried, shared),
             Addressee::Workload(uid) => {
                 Endpoint::at(view.workload(uid)?, address).filter(|endpoint| !tried.contains(&endpoint.address))
             }
@@ -472,7 +611,8 @@ impl Session {
     pub(crate) fn is_usable(&self, view: &View, way: &Way, endpoint: &Endpoint) -> bool {
         match way {
             Way::Target => {}
-            Way::Service { key, port } => return endpoint.is_usable(view, key, *port),
+            Way::Service { key, port, subset: None } => return endpoint.is_usable(view, key, *port),
+            Way::Service { subset: Some(_), .. } => return false,
             Way::Waypoint { .. } => return false,
         }
         let address = self.target.address;
@@ -486,7 +626,7 @@ impl Session {
     }
 
     fn no_endpoint(&self, way: &Way) -> Error {
-        if let Way::Service { key, port } | Way::Waypoint { waypoint: key, port, .. } = way {
+        if let Way::Service { key, port, .. } | Way::Waypoint { waypoint: key, port, .. } = way {
             return Error::NoEndpoint { service: key.hostname.to_string(), port: *port };
         }
         let (name, port) = (self.target.name.to_string(), self.target.address.port());

@@ -1,17 +1,21 @@
 //! Package `ambit.waypoint.v1`: all that one waypoint must know of what it fronts.
 
 mod authentication;
+mod destination;
 mod providers;
 mod routes;
 mod settings;
+mod traffic;
 
 use crate::security::Policy;
 
 pub use self::authentication::{FetchedKeys, KeysOutcome, RequestAuthentication};
+pub use self::destination::{AttachedDestinationRule, DestinationSettings, SubsetMembers};
 pub use self::{
     providers::{CheckedBody, HttpCheck, Protocol, Provider},
     routes::AttachedRoute,
-    settings::{Denial, GatewaySettings},
+    settings::{Denial, GatewaySettings, Tracing},
+    traffic::{RetryBudget, TrafficPolicy},
 };
 
 /// What one waypoint fronts. Its resource name is `namespace/name` of the Gateway.
@@ -41,6 +45,9 @@ pub struct Bundle {
     /// What the Gateway's annotations ask for; nothing for the usual.
     #[prost(message, optional, tag = "8")]
     pub settings: Option<GatewaySettings>,
+    /// Rate limits and faults of the workloads that it fronts, in order of namespace and name.
+    #[prost(message, repeated, tag = "11")]
+    pub workload_traffic_policies: Vec<TrafficPolicy>,
 }
 
 /// A service bound to a waypoint, with the policies that the attachment rules give it.
@@ -61,4 +68,13 @@ pub struct BoundService {
     /// Routes attached to it, in no particular order.
     #[prost(message, repeated, tag = "5")]
     pub routes: Vec<AttachedRoute>,
+    /// How its endpoints are treated; nothing for the usual.
+    #[prost(message, optional, tag = "6")]
+    pub destination: Option<DestinationSettings>,
+    /// Rate limits and faults, in order of namespace and name.
+    #[prost(message, repeated, tag = "7")]
+    pub traffic_policies: Vec<TrafficPolicy>,
+    /// How much retries may be; nothing for the usual.
+    #[prost(message, optional, tag = "8")]
+    pub retry_budget: Option<RetryBudget>,
 }

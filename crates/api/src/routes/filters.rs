@@ -265,3 +265,14 @@ spec! {
         pub name: String,
     }
 }
+
+/// The subset of a DestinationRule that a backend's filter names: Ambit's own extension, since routes of the Gateway API
+/// know no subsets.
+#[must_use]
+pub fn subset_of(filter: &Filter) -> Option<&str> {
+    let reference = filter.extension_ref.as_ref().filter(|_| filter.kind == FilterType::ExtensionRef)?;
+    (reference.group == SUBSET_GROUP && reference.kind == SUBSET_KIND).then_some(reference.name.as_str())
+}
+
+const SUBSET_GROUP: &str = "ambit.dev";
+const SUBSET_KIND: &str = "Subset";

@@ -6,7 +6,7 @@ use super::{Check, names};
 use crate::{
     MeshConfig, codes,
     limits::MAX_CHECKED_BODY_BYTES,
-    mesh_config::{self, ExtensionProvider, HttpAuthorizer, RequestBody},
+    mesh_config::{self, ExtensionProvider, HttpAuthorizer, OpenTelemetry, RequestBody},
     text::quoted,
 };
 
@@ -38,11 +38,28 @@ pub(super) fn check(check: &mut Check<'_>, object: &MeshConfig) {
         }
         check_provider(check, &field, provider);
     }
+    check_tracing(check, object);
+}
+
+fn check_tracing(check: &mut Check<'_>, object: &MeshConfig) {
+    let named = object.spec.default_providers.as_ref().map_or(&[][..], |providers| &providers.tracing);
+    let field = "spec.defaultProviders.tracing";
+    if named.len() > 1 {
+        check.error(codes::BAD_MESH_CONFIG, field, "more than one provider for traces", "name one");
+    }
+    let collectors = object.spec.extension_providers.iter().filter(|provider| provider.opentelemetry.is_some());
+    let known: HashSet<_> = collectors.map(|provider| provider.name.as_str()).collect();
+    for (index, name) in named.iter().enumerate().filter(|(_, name)| !known.contains(name.as_str())) {
+        let message = format!("`{}` is no provider with `opentelemetry`", quoted(name));
+        let help = "add it to `extensionProviders`";
+        check.error(codes::BAD_MESH_CONFIG, &format!("{field}[{index}]"), message, help);
+    }
 }
 
 fn check_provider(check: &mut Check<'_>, field: &str, provider: &ExtensionProvider) {
-    match (&provider.envoy_ext_authz_http, &provider.envoy_ext_authz_grpc) {
-        (Some(http), None) => {
+    match (&provider.envoy_ext_authz_http, &provider.envoy_ext_authz_grpc, &provider.opentelemetry) {
+        (None, None, Some(collector)) => check_collector(check, &format!("{field}.opentelemetry"), collector),
+        (Some(http), None, None) => {
             let field = format!("{field}.envoyExtAuthzHttp");
             check_address(check, &field, &http.service, http.port, http.timeout.as_deref());
             check_status(check, &field, http.status_on_error.as_deref());
@@ -53,16 +70,33 @@ fn check_provider(check: &mut Check<'_>, field: &str, provider: &ExtensionProvid
             check_headers(check, &field, http);
             check_body(check, &field, http.include_request_body_in_check.as_ref());
         }
-        (None, Some(grpc)) => {
+        (None, Some(grpc), None) => {
             let field = format!("{field}.envoyExtAuthzGrpc");
             check_address(check, &field, &grpc.service, grpc.port, grpc.timeout.as_deref());
             check_status(check, &field, grpc.status_on_error.as_deref());
             check_body(check, &field, grpc.include_request_body_in_check.as_ref());
         }
         _ => {
-            let message = "a provider is either `envoyExtAuthzHttp` or `envoyExtAuthzGrpc`";
-            check.error(codes::BAD_PROVIDER, field, message, "write exactly one of the two");
+            let message = "a provider is either `envoyExtAuthzHttp`, `envoyExtAuthzGrpc` or `opentelemetry`";
+            check.error(codes::BAD_PROVIDER, field, message, "write exactly one of them");
         }
+    }
+}
+
+fn check_collector(check: &mut Check<'_>, field: &str, collector: &OpenTelemetry) {
+    let timeout = collector.http.as_ref().and_then(|http| http.timeout.as_deref());
+    check_address(check, field, &collector.service, collector.port, timeout);
+    let Some(http) = &collector.http else {
+        let help = "add `http: {path: /v1/traces}`";
+        return check.error(codes::BAD_PROVIDER, field, "spans are sent over HTTP only", help);
+    };
+    let is_path = http.path.starts_with('/') && http.path.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#');
+    if !is_path {
+        let message = format!("`{}` is not a path", quoted(&http.path));
+        check.error(codes::BAD_PROVIDER, &format!("{field}.http.path"), message, "write it like `/v1/traces`");
+    }
+    for (index, header) in http.headers.iter().enumerate() {
+        check_header(check, &format!("{field}.http.headers[{index}]"), &header.name, &header.value);
     }
 }
 
@@ -81,17 +115,21 @@ fn check_headers(check: &mut Check<'_>, field: &str, http: &HttpAuthorizer) {
         }
     }
     for (name, value) in &http.include_additional_headers_in_check {
-        let at = format!("{field}.includeAdditionalHeadersInCheck[{name}]");
-        if name.is_empty() || !name.bytes().all(super::policy::is_token) {
-            let message = format!("`{}` is not a header's name", quoted(name));
-            check.error(codes::BAD_PROVIDER, &at, message, "write a name like `x-tenant`");
-        } else if FRAMING.iter().any(|framing| framing.eq_ignore_ascii_case(name)) {
-            let message = format!("`{name}` says how a message is sent and can't be chosen");
-            check.error(codes::BAD_PROVIDER, &at, message, "remove it");
-        } else if !value.bytes().all(|byte| byte == b'\t' || (b' '..=b'~').contains(&byte)) {
-            let message = format!("`{}` is not a header's value", quoted(value));
-            check.error(codes::BAD_PROVIDER, &at, message, "use visible ASCII on one line");
-        }
+        check_header(check, &format!("{field}.includeAdditionalHeadersInCheck[{name}]"), name, value);
+    }
+}
+
+/// A header that is always sent.
+fn check_header(check: &mut Check<'_>, at: &str, name: &str, value: &str) {
+    if name.is_empty() || !name.bytes().all(super::policy::is_token) {
+        let message = format!("`{}` is not a header's name", quoted(name));
+        check.error(codes::BAD_PROVIDER, at, message, "write a name like `x-tenant`");
+    } else if FRAMING.iter().any(|framing| framing.eq_ignore_ascii_case(name)) {
+        let message = format!("`{name}` says how a message is sent and can't be chosen");
+        check.error(codes::BAD_PROVIDER, at, message, "remove it");
+    } else if !value.bytes().all(|byte| byte == b'\t' || (b' '..=b'~').contains(&byte)) {
+        let message = format!("`{}` is not a header's value", quoted(value));
+        check.error(codes::BAD_PROVIDER, at, message, "use visible ASCII on one line");
     }
 }
 

@@ -1,6 +1,8 @@
 //! What is wrong with an object by itself, and two objects of one name. What depends on other objects (a target or a
 //! waypoint that doesn't exist) is for `ambit-mesh`, which reports it through [`Origin::diagnostic`].
 
+mod backend_traffic_policy;
+mod destination_rule;
 mod gateway;
 mod mesh_config;
 mod names;
@@ -8,6 +10,7 @@ mod peer_authentication;
 mod policy;
 mod request_authentication;
 mod routes;
+mod traffic_policy;
 mod workloads;
 
 use std::{collections::HashMap, fmt::Display};
@@ -62,6 +65,9 @@ fn check_one(object: &Object, found: &mut Findings) -> Option<Box<Diagnostic>> {
         Resource::PeerAuthentication(policy) => peer_authentication::check(&mut check, policy),
         Resource::Route(route) => routes::check(&mut check, route),
         Resource::RequestAuthentication(object) => request_authentication::check(&mut check, object),
+        Resource::TrafficPolicy(object) => traffic_policy::check(&mut check, object),
+        Resource::BackendTrafficPolicy(object) => backend_traffic_policy::check(&mut check, object),
+        Resource::DestinationRule(rule) => destination_rule::check(&mut check, rule),
         Resource::MeshConfig(config) => mesh_config::check(&mut check, config),
     }
     check.rejection

@@ -272,6 +272,15 @@ impl Cluster {
         };
         differences(&policies(old), &policies(inputs), |name, value| changes.push(Change::Policy(name, value)));
         differences(&old.routes, &inputs.routes, |name, value| changes.push(Change::Route(name, value)));
+        differences(&old.traffic_policies, &inputs.traffic_policies, |name, value| {
+            changes.push(Change::TrafficPolicy(name, value));
+        });
+        differences(&old.retry_policies, &inputs.retry_policies, |name, value| {
+            changes.push(Change::RetryPolicy(name, value));
+        });
+        differences(&old.destination_rules, &inputs.destination_rules, |name, value| {
+            changes.push(Change::DestinationRule(name, value));
+        });
         differences(&old.pods, &self.pods(), |name, value| changes.push(Change::Pod(name, value)));
         changes
     }

@@ -12,11 +12,14 @@ use ambit_api::{
 use ambit_mesh::{
     Finding,
     authentication::TokenRules,
+    destinations,
     inputs::{
         AllowedNamespaces, Change, Gateway, Inputs, LabelOperator, LabelRequirement, LabelSelector, Labels, Listener,
         Namespace, NamespacedName, Policy, Service, ServicePort, Settings, TargetPort,
     },
+    retry_budgets::RetryPolicy,
     routes::Route,
+    traffic::TrafficRules,
 };
 use ambit_xds::workload::AppProtocol;
 use gateway_api::gateways::{GatewayListenersAllowedRoutesNamespaces, GatewayListenersAllowedRoutesNamespacesFrom};
@@ -148,6 +151,28 @@ impl Desired {
                     Some(rejection) => TokenRules::rejected((**rules).clone(), &rejection.reason()),
                 };
                 self.inputs.apply(Change::RequestAuthentication(name, Some(rules)));
+            }
+            Resource::TrafficPolicy(rules) => {
+                let rules = match object.rejection.as_deref() {
+                    None => TrafficRules::new((**rules).clone()),
+                    Some(rejection) => TrafficRules::rejected((**rules).clone(), &rejection.reason()),
+                };
+                self.inputs.apply(Change::TrafficPolicy(name, Some(rules)));
+            }
+            Resource::BackendTrafficPolicy(policy) => {
+                let policy = (**policy).clone();
+                let policy = match object.rejection.as_deref() {
+                    None => RetryPolicy::new(policy),
+                    Some(_) => RetryPolicy::rejected(policy),
+                };
+                self.inputs.apply(Change::RetryPolicy(name, Some(policy)));
+            }
+            Resource::DestinationRule(rule) => {
+                let rule = match object.rejection.as_deref() {
+                    None => destinations::Rule::new((**rule).clone()),
+                    Some(rejection) => destinations::Rule::rejected((**rule).clone(), &rejection.reason()),
+                };
+                self.inputs.apply(Change::DestinationRule(name, Some(rule)));
             }
             // Read before everything else.
             Resource::MeshConfig(_) => {}

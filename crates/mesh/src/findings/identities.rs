@@ -42,6 +42,12 @@ fn namespaces(inputs: &Inputs, found: &mut Found) {
     inputs.policies().for_each(|(name, _)| check(&name.namespace, &|| at("AuthorizationPolicy", name, field)));
     let tokens = inputs.request_authentications.keys();
     tokens.for_each(|name| check(&name.namespace, &|| at("RequestAuthentication", name, field)));
+    let rules = inputs.destination_rules.keys();
+    rules.for_each(|name| check(&name.namespace, &|| at("DestinationRule", name, field)));
+    let traffic = inputs.traffic_policies.keys();
+    traffic.for_each(|name| check(&name.namespace, &|| at("TrafficPolicy", name, field)));
+    let retries = inputs.retry_policies.keys();
+    retries.for_each(|name| check(&name.namespace, &|| at("XBackendTrafficPolicy", name, field)));
     for (name, pod) in inputs.pods.iter().filter(|(_, pod)| pod.waypoint.is_none()) {
         check(&name.namespace, &|| {
             let (object, _) = at_pod(name, pod, field);

@@ -95,7 +95,7 @@ pub(super) fn authorizers(providers: &[Provider]) -> Authorizers {
     authorizers
 }
 
-fn authorizer(provider: &Provider) -> Result<Authorizer, String> {
+pub(super) fn authorizer(provider: &Provider) -> Result<Authorizer, String> {
     let Provider { name, namespace, host, port, mesh_only, timeout_ms, fail_open, status_on_error, .. } = provider;
     let port = u16::try_from(*port).ok().filter(|port| *port != 0).ok_or_else(|| format!("{port} is no port"))?;
     let timeout = Duration::from_millis(*timeout_ms);

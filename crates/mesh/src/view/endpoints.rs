@@ -131,6 +131,11 @@ impl Endpoints {
         self.chunks.get(slot as usize / CHUNK)?[slot as usize % CHUNK].as_ref()
     }
 
+    /// True if it matters to the tiers who the client is.
+    pub(super) fn are_ranked(&self) -> bool {
+        !matches!(self.balancing.mode, Mode::Unspecified | Mode::Passthrough)
+    }
+
     /// The tiers for a client; nothing is known of one that isn't given.
     pub(super) fn tiers(&self, client: Option<&Workload>, port: Option<u16>) -> Tiers<'_> {
         let mut tiers = Tiers { endpoints: Some(self), ..Tiers::none() };

@@ -8,7 +8,7 @@ use std::{
 use ambit_api::AuthorizationPolicy;
 use ambit_xds::{
     security::{Policy, Scope},
-    waypoint::{BoundService, Provider, RequestAuthentication},
+    waypoint::{BoundService, Provider, RequestAuthentication, TrafficPolicy},
 };
 
 use super::{Settings, Store};
@@ -33,6 +33,8 @@ pub struct BundleRecord {
     pub workload_policies: Vec<Policy>,
     /// The tokens believed for each of those workloads.
     pub workload_authentications: Vec<RequestAuthentication>,
+    /// Rate limits and faults of those workloads.
+    pub workload_traffic_policies: Vec<TrafficPolicy>,
     /// The external authorizers.
     pub providers: Vec<Provider>,
     /// How it differs from the usual waypoint.

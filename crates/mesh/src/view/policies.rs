@@ -9,13 +9,14 @@ use ambit_api::AuthorizationPolicy;
 use ambit_policy::{Compiled, Options, PathNormalization, PolicyName};
 use ambit_xds::{
     security::{Policy, Scope},
-    waypoint::{BoundService, RequestAuthentication},
+    waypoint::{BoundService, RequestAuthentication, TrafficPolicy},
 };
 
 use super::{
     authentication::authentication,
     decode::{self, WorkloadFacts},
     listing::PolicyRecord,
+    traffic,
 };
 use crate::enforcement::{Enforced, Refusal, enforce};
 
@@ -245,7 +246,7 @@ impl Policies {
 
     /// The compiled policies of a service at its waypoint. The error says why everything is denied.
     pub(super) fn of_service(&self, service: &BoundService) -> (Arc<Compiled>, Result<(), String>) {
-        self.at_waypoint(&service.policies, &service.authentications)
+        self.at_waypoint(&service.policies, &service.authentications, &service.traffic_policies)
     }
 
     /// The same for any policies that a waypoint is sent.
@@ -253,9 +254,12 @@ impl Policies {
         &self,
         policies: &[Policy],
         authentications: &[RequestAuthentication],
+        traffic_policies: &[TrafficPolicy],
     ) -> (Arc<Compiled>, Result<(), String>) {
-        // Whose tokens are to be believed is part of what the policies mean.
-        if let Err(reason) = authentication(authentications) {
+        // Whose tokens are to be believed is part of what the policies mean; and who must not come through too often is
+        // not to come through at all when nobody knows how often that is.
+        let readable = authentication(authentications).and_then(|_| traffic::readable(traffic_policies));
+        if let Err(reason) = readable {
             return (Arc::new(Compiled::deny_all(&reason)), Err(reason));
         }
         let policies: Vec<_> = policies.iter().map(|policy| (policy, decode::policy(policy))).collect();

@@ -2,8 +2,13 @@
 
 use std::sync::Arc;
 
-use ambit_xds::waypoint::GatewaySettings;
-use http::{HeaderValue, StatusCode};
+use ambit_xds::waypoint::{self as wire, GatewaySettings};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, uri::PathAndQuery};
+
+use super::{
+    authorizers::{self, Authorizer},
+    decode::MAX_LIST_ENTRIES,
+};
 
 /// How a waypoint differs from the usual one.
 #[derive(Clone, Debug, Default)]
@@ -12,6 +17,23 @@ pub struct Settings {
     pub denial: Option<Arc<Denial>>,
     /// Applications are told who asks, in `x-forwarded-client-cert`.
     pub client_identity: bool,
+    /// Whether and how requests are traced.
+    pub tracing: Option<Arc<Tracing>>,
+}
+
+/// Where spans go, and of how many requests.
+#[derive(Clone, Debug)]
+pub struct Tracing {
+    /// The collector, which takes OTLP over HTTP/1.1.
+    pub collector: Arc<Authorizer>,
+    /// Its `Host`.
+    pub authority: HeaderValue,
+    /// Path of requests to it.
+    pub path: Uri,
+    /// Headers that each of them has.
+    pub headers: HeaderMap,
+    /// Traces begun here that are sampled, of 100,000.
+    pub sampled: u32,
 }
 
 /// The answer to a request that policies deny.
@@ -44,7 +66,36 @@ pub(super) fn settings(wire: Option<&GatewaySettings>) -> Result<Settings, Strin
             grpc_message,
         }))
     });
-    Ok(Settings { denial: denial.transpose()?, client_identity: wire.client_identity })
+    let tracing = wire.tracing.as_ref().map(|wire| tracing(wire).map(Arc::new));
+    let tracing = tracing.transpose().map_err(|reason| format!("spans can't be sent: {reason}"))?;
+    Ok(Settings { denial: denial.transpose()?, client_identity: wire.client_identity, tracing })
+}
+
+fn tracing(wire: &wire::Tracing) -> Result<Tracing, String> {
+    let collector = wire.collector.as_ref().ok_or("there is no collector")?;
+    let collector = Arc::new(authorizers::authorizer(collector)?);
+    let path = PathAndQuery::try_from(wire.path.as_str()).ok().filter(|_| wire.path.starts_with('/'));
+    let path = path.and_then(|path| Uri::try_from(path.as_str()).ok()).ok_or("its path is none")?;
+    let authority =
+        HeaderValue::try_from(format!("{}:{}", collector.host, collector.port)).map_err(|e| e.to_string())?;
+    let mut headers = HeaderMap::new();
+    for (name, value) in wire.headers.iter().take(MAX_LIST_ENTRIES) {
+        let name = HeaderName::from_bytes(name.as_bytes()).map_err(|error| error.to_string())?;
+        let mut value = HeaderValue::from_str(value).map_err(|error| error.to_string())?;
+        value.set_sensitive(true);
+        headers.insert(name, value);
+    }
+    Ok(Tracing { collector, authority, path, headers, sampled: wire.sampled })
+}
+
+// === impl Tracing ===
+
+impl Tracing {
+    /// Whether a trace that begins with this random number is sampled.
+    #[must_use]
+    pub fn draws(&self, random: u64) -> bool {
+        random % 100_000 < u64::from(self.sampled)
+    }
 }
 
 /// As gRPC writes messages: printable ASCII but `%` as it is, all other bytes escaped.

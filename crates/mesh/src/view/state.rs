@@ -9,7 +9,7 @@ use ambit_policy::{Compiled, Options, PathNormalization};
 use ambit_xds::{
     ADDRESS_TYPE, AUTHORIZATION_TYPE, DeltaResponse, MESH_TYPE, WAYPOINT_TYPE, mesh,
     security::Policy,
-    waypoint::{BoundService, Bundle, Provider, RequestAuthentication},
+    waypoint::{BoundService, Bundle, Provider, RequestAuthentication, TrafficPolicy},
 };
 use prost::Message;
 
@@ -18,11 +18,12 @@ use super::{
     authentication::{authentication, authentications},
     authorizers,
     decode::{self, Address, Names, WorkloadFacts},
+    destinations::{self, Destinations},
     endpoints::Slots,
     listing::BundleRecord,
     policies::{Policies, Touched},
     routes::{self, Routes},
-    settings,
+    settings, traffic,
 };
 
 /// Addresses (workloads and services together) one store holds.
@@ -72,6 +73,7 @@ struct BundleEntry {
     services: HashMap<ServiceKey, BoundService>,
     workload_policies: Vec<Policy>,
     workload_authentications: Vec<RequestAuthentication>,
+    workload_traffic_policies: Vec<TrafficPolicy>,
     providers: Vec<Provider>,
     /// It couldn't be read, so everything is denied.
     closed: bool,
@@ -115,6 +117,7 @@ impl State {
             services,
             workload_policies: entry.workload_policies.clone(),
             workload_authentications: entry.workload_authentications.clone(),
+            workload_traffic_policies: entry.workload_traffic_policies.clone(),
             providers: entry.providers.clone(),
             settings: Arc::clone(&entry.built.settings),
             closed: entry.closed,
@@ -162,25 +165,8 @@ impl State {
             for entry in self.bundles.values_mut().filter(|entry| !entry.closed) {
                 let services = entry.services.iter();
                 let services = services.map(|(key, bound)| (key.clone(), self.policies.of_service(bound).0)).collect();
-                let (namespace, name) = (Arc::clone(&entry.built.namespace), Arc::clone(&entry.built.name));
-                let (own, workloads) = (entry.built.own.clone(), entry.workloads(&self.policies).0);
-                let authorizers = Arc::clone(&entry.built.authorizers);
-                let authentications = Arc::clone(&entry.built.authentications);
-                let workload_authentication = entry.built.workload_authentication.clone();
-                let routes = Arc::clone(&entry.built.routes);
-                let settings = Arc::clone(&entry.built.settings);
-                entry.built = Arc::new(WaypointBundle {
-                    namespace,
-                    name,
-                    services,
-                    own,
-                    workloads,
-                    authorizers,
-                    authentications,
-                    workload_authentication,
-                    routes,
-                    settings,
-                });
+                let workloads = entry.workloads(&self.policies).0;
+                entry.built = Arc::new(WaypointBundle { services, workloads, ..(*entry.built).clone() });
                 self.changed.bundles = true;
             }
         }
@@ -430,6 +416,14 @@ impl State {
         };
         let authentications = Arc::new(authentications(&bundle.services, kept));
         let routes = Arc::new(routes(previous.as_ref(), &bundle.services, &mut reasons));
+        let known = previous.as_ref().map(|entry| &entry.built);
+        let traffic = Arc::new(traffic::traffic(&bundle.services, known.map(|built| &*built.traffic)));
+        let retry_budgets =
+            Arc::new(traffic::retry_budgets(&bundle.services, known.map(|built| &*built.retry_budgets)));
+        let limits = bundle.workload_traffic_policies;
+        let workload_traffic =
+            traffic::compile(&limits, known.and_then(|built| built.workload_traffic.as_ref())).unwrap_or_default();
+        let destinations = Arc::new(destinations(previous.as_ref(), &bundle.services, &mut reasons));
         for service in bundle.services {
             let key =
                 ServiceKey { namespace: service.namespace.as_str().into(), hostname: service.hostname.as_str().into() };
@@ -444,12 +438,15 @@ impl State {
         }
         let (policies, tokens) = (bundle.workload_policies, bundle.workload_authentications);
         let unchanged = previous.as_ref().filter(|entry| {
-            !entry.closed && entry.workload_policies == policies && entry.workload_authentications == tokens
+            !entry.closed
+                && entry.workload_policies == policies
+                && entry.workload_authentications == tokens
+                && entry.workload_traffic_policies == limits
         });
         let (workloads, workload_authentication) = match unchanged {
             Some(entry) => (Arc::clone(&entry.built.workloads), entry.built.workload_authentication.clone()),
             None => {
-                let (set, outcome) = self.policies.at_waypoint(&policies, &tokens);
+                let (set, outcome) = self.policies.at_waypoint(&policies, &tokens, &limits);
                 reasons.extend(outcome.err());
                 // What can't be read has closed the set.
                 (set, authentication(&tokens).unwrap_or_default())
@@ -474,13 +471,18 @@ impl State {
             authorizers,
             authentications,
             workload_authentication,
+            traffic,
+            workload_traffic,
+            retry_budgets,
             routes,
+            destinations,
             settings,
         });
         let entry = BundleEntry {
             services,
             workload_policies: policies,
             workload_authentications: tokens,
+            workload_traffic_policies: limits,
             providers,
             closed: false,
             built,
@@ -497,6 +499,7 @@ impl State {
             entry.services.clear();
             entry.workload_policies.clear();
             entry.workload_authentications.clear();
+            entry.workload_traffic_policies.clear();
             entry.providers.clear();
             entry.closed = true;
             entry.built = Arc::new(WaypointBundle {
@@ -508,7 +511,11 @@ impl State {
                 authorizers: Arc::default(),
                 authentications: Arc::default(),
                 workload_authentication: None,
+                traffic: Arc::default(),
+                workload_traffic: None,
+                retry_budgets: Arc::default(),
                 routes: Arc::default(),
+                destinations: Arc::default(),
                 settings: Arc::clone(&entry.built.settings),
             });
         }
@@ -533,12 +540,30 @@ fn routes(previous: Option<&BundleEntry>, services: &[BoundService], reasons: &m
     compiled
 }
 
+/// How the endpoints of each of these services are treated. One whose rules can't be read is closed.
+fn destinations(previous: Option<&BundleEntry>, services: &[BoundService], reasons: &mut Vec<String>) -> Destinations {
+    let mut compiled = Destinations::new();
+    for service in services.iter().filter(|service| service.destination.is_some()) {
+        let key =
+            ServiceKey { namespace: service.namespace.as_str().into(), hostname: service.hostname.as_str().into() };
+        let unchanged =
+            previous.filter(|entry| entry.services.get(&key).is_some_and(|s| s.destination == service.destination));
+        let destination = unchanged.and_then(|entry| entry.built.destinations.get(&key)).cloned().or_else(|| {
+            let (destination, rejected) = destinations::compile(service);
+            reasons.extend(rejected);
+            destination
+        });
+        compiled.extend(destination.map(|destination| (key, destination)));
+    }
+    compiled
+}
+
 // === impl BundleEntry ===
 
 impl BundleEntry {
     /// The policies of its workloads.
     fn workloads(&self, policies: &Policies) -> (Arc<Compiled>, Result<(), String>) {
-        policies.at_waypoint(&self.workload_policies, &self.workload_authentications)
+        policies.at_waypoint(&self.workload_policies, &self.workload_authentications, &self.workload_traffic_policies)
     }
 }
 

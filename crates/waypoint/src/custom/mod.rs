@@ -19,7 +19,7 @@ mod reach;
 use std::{sync::Arc, time::Instant};
 
 use ::http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, uri::PathAndQuery};
-use ambit_mesh::view::Authorizer;
+use ambit_mesh::{View, view::Authorizer};
 use ambit_policy::{Decision, HeaderLines};
 use ambit_telemetry::{CheckOutcome, ProviderCheck};
 use hyper::body::Incoming;
@@ -35,8 +35,17 @@ use crate::{
     request::{CLIENT_MAY_NOT_SEND, Checked},
     respond::{self, Style},
     session::{Session, Standing},
-    upstream::Body,
+    shared::Shared,
+    upstream::{Body, Stream},
 };
+
+/// Connects to a place outside of a request's way, as to a provider.
+///
+/// # Errors
+/// Why it can't be reached.
+pub(crate) async fn connect(shared: &Shared, view: &View, to: &Authorizer) -> Result<Stream, String> {
+    reach::connect(shared, view, to).await.map(|(_, stream)| stream)
+}
 
 /// The providers that have allowed a request or connection.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

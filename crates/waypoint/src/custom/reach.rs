@@ -126,11 +126,10 @@ fn pick(
     port: u16,
     tried: &[SocketAddr],
 ) -> Result<Option<Place>, String> {
-    let (loads, random) = (&shared.loads, &shared.random);
     match waypoint(shared, view, service) {
-        None => Ok(balance::pick(view, &service.key, port, tried, loads, random).map(Place::Endpoint)),
+        None => Ok(balance::pick(view, &service.key, port, tried, shared).map(Place::Endpoint)),
         Some(GatewayRef { destination: Gateway::Service(key), hbone_port }) => {
-            Ok(balance::pick(view, key, *hbone_port, tried, loads, random).map(Place::Waypoint))
+            Ok(balance::pick(view, key, *hbone_port, tried, shared).map(Place::Waypoint))
         }
         Some(GatewayRef { destination: Gateway::Address(_), .. }) => {
             Err(format!("the waypoint of service `{}` is named by an address", service.key.hostname))

@@ -4,7 +4,10 @@
 use ambit_mesh::view::BundleRecord;
 use ambit_xds::{
     security::Policy,
-    waypoint::{AttachedRoute, BoundService, Protocol, Provider, RequestAuthentication},
+    waypoint::{
+        AttachedDestinationRule, AttachedRoute, BoundService, DestinationSettings, Protocol, Provider,
+        RequestAuthentication, RetryBudget, SubsetMembers, TrafficPolicy,
+    },
 };
 use serde_json::{Value, json};
 
@@ -31,7 +34,15 @@ pub(super) fn config(shared: &Shared) -> Result<Vec<u8>, String> {
 }
 
 fn bundle(bundle: &BundleRecord) -> Value {
-    let BundleRecord { services, workload_policies, workload_authentications, providers, settings, closed } = bundle;
+    let BundleRecord {
+        services,
+        workload_policies,
+        workload_authentications,
+        workload_traffic_policies,
+        providers,
+        settings,
+        closed,
+    } = bundle;
     let denial = settings.denial.as_ref().map(|denial| {
         json!({
             "status": denial.status.as_u16(),
@@ -39,14 +50,26 @@ fn bundle(bundle: &BundleRecord) -> Value {
             "message": &*denial.message,
         })
     });
+    // Its headers may hold secrets.
+    let tracing = settings.tracing.as_ref().map(|tracing| {
+        json!({
+            "provider": tracing.collector.name,
+            "host": tracing.collector.host,
+            "port": tracing.collector.port,
+            "path": tracing.path.path(),
+            "samplingPercent": f64::from(tracing.sampled) / 1000.0,
+        })
+    });
     json!({
         "closed": closed,
         "services": services.iter().map(service).collect::<Vec<_>>(),
         "workloadPolicies": workload_policies.iter().map(policy).collect::<Vec<_>>(),
         "workloadRequestAuthentications": workload_authentications.iter().map(authentication).collect::<Vec<_>>(),
+        "workloadTrafficPolicies": workload_traffic_policies.iter().map(traffic_policy).collect::<Vec<_>>(),
         "providers": providers.iter().map(provider).collect::<Vec<_>>(),
         "denial": denial,
         "clientIdentity": settings.client_identity,
+        "tracing": tracing,
     })
 }
 
@@ -57,6 +80,25 @@ fn service(service: &BoundService) -> Value {
         "policies": service.policies.iter().map(policy).collect::<Vec<_>>(),
         "requestAuthentications": service.authentications.iter().map(authentication).collect::<Vec<_>>(),
         "routes": service.routes.iter().map(route).collect::<Vec<_>>(),
+        "destination": service.destination.as_ref().map(destination),
+        "trafficPolicies": service.traffic_policies.iter().map(traffic_policy).collect::<Vec<_>>(),
+        "retryBudget": service.retry_budget.as_ref().map(retry_budget),
+    })
+}
+
+fn destination(settings: &DestinationSettings) -> Value {
+    let rule = |rule: &AttachedDestinationRule| {
+        json!({
+            "namespace": rule.namespace,
+            "name": rule.name,
+            "spec": parsed(&rule.json).get("spec"),
+            "rejected": rejected(&rule.rejection),
+        })
+    };
+    let subset = |subset: &SubsetMembers| json!({"name": subset.name, "workloads": subset.workloads});
+    json!({
+        "rules": settings.rules.iter().map(rule).collect::<Vec<_>>(),
+        "subsets": settings.subsets.iter().map(subset).collect::<Vec<_>>(),
     })
 }
 
@@ -94,6 +136,27 @@ fn route(route: &AttachedRoute) -> Value {
         "ports": route.ports,
         "spec": spec,
         "rejected": rejected(&route.rejection),
+    })
+}
+
+fn traffic_policy(policy: &TrafficPolicy) -> Value {
+    let mut spec = parsed(&policy.json).get("spec").cloned().unwrap_or_default();
+    redact(&mut spec, false);
+    json!({
+        "namespace": policy.namespace,
+        "name": policy.name,
+        "spec": spec,
+        "rejected": rejected(&policy.rejection),
+    })
+}
+
+fn retry_budget(budget: &RetryBudget) -> Value {
+    json!({
+        "policy": budget.policy,
+        "percent": budget.percent,
+        "intervalMs": budget.interval_ms,
+        "count": budget.count,
+        "countIntervalMs": budget.count_interval_ms,
     })
 }
 

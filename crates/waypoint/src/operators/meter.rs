@@ -13,12 +13,17 @@ use ambit_policy::{PolicyName, Verdict};
 use ambit_telemetry::{
     DecisionRecord,
     metrics::{
-        CarriedConnection, CarriedProtocol, CountedDecisions, CountedRequests, Party, RequestLabels, ServiceLabels,
+        CarriedConnection, CarriedProtocol, CountedDecisions, CountedMessages, CountedRequests, Party, RequestLabels,
+        ServiceLabels,
     },
 };
 use http::HeaderMap;
 
-use super::Operators;
+use super::{
+    Operators,
+    body::{Messages, Uploaded},
+    ended::Ended,
+};
 use crate::{
     limits::MAX_TUNNEL_COUNTERS,
     session::{Addressee, Client, Target},
@@ -52,6 +57,20 @@ pub(crate) struct Tally {
     started: Instant,
     request_bytes: u64,
     response_bytes: u64,
+    /// What came of a body whose length wasn't declared.
+    uploaded: Option<Arc<Uploaded>>,
+    calls: Option<Box<Calls>>,
+    ended: Option<Box<Ended>>,
+}
+
+/// The messages of a gRPC call, counted while it lasts.
+#[derive(Debug)]
+struct Calls {
+    counted: CountedMessages,
+    /// Of the response.
+    messages: Messages,
+    /// Messages of the request that have been counted.
+    requests: u64,
 }
 
 /// What this tunnel has met so far, at most [`MAX_TUNNEL_COUNTERS`] of each.
@@ -133,15 +152,16 @@ impl Meters {
 
     fn request(&self, kind: &Kind, tally: &Tally) {
         let took = tally.started.elapsed();
+        let request_bytes = tally.request_bytes();
         let known = &mut self.lock().requests;
         if let Some((_, counted)) = known.iter().find(|(known, _)| known.is(kind)) {
-            return counted.count(took, tally.request_bytes, tally.response_bytes);
+            return counted.count(took, request_bytes, tally.response_bytes);
         }
         if known.len() >= MAX_TUNNEL_COUNTERS {
             known.clear();
         }
         let counted = self.operators.metrics.requests(self.labels(kind));
-        counted.count(took, tally.request_bytes, tally.response_bytes);
+        counted.count(took, request_bytes, tally.response_bytes);
         known.push((kind.clone(), counted));
     }
 
@@ -196,7 +216,45 @@ impl Kind {
 
 impl Tally {
     pub(crate) fn new(meters: Arc<Meters>, kind: Kind, started: Instant, request_bytes: u64) -> Self {
-        Self { meters, kind, started, request_bytes, response_bytes: 0 }
+        let calls = (kind.protocol == CarriedProtocol::Grpc).then(|| {
+            let counted = meters.operators.metrics.messages(meters.labels(&kind));
+            Box::new(Calls { counted, messages: Messages::default(), requests: 0 })
+        });
+        Self { meters, kind, started, request_bytes, response_bytes: 0, uploaded: None, calls, ended: None }
+    }
+
+    /// With what comes of a body whose length wasn't declared.
+    pub(crate) fn uploading(mut self, uploaded: Option<Arc<Uploaded>>) -> Self {
+        self.uploaded = uploaded;
+        self
+    }
+
+    /// With what is said when it has ended.
+    pub(crate) fn ending(mut self, ended: Option<Box<Ended>>) -> Self {
+        self.ended = ended;
+        self
+    }
+
+    /// Envoy's word for what went wrong on the way of the response.
+    pub(crate) fn flag(&mut self, flags: &'static str) {
+        self.kind.flags = flags;
+    }
+
+    /// More from the client, after a switch of protocols.
+    pub(crate) fn received(&mut self, bytes: u64) {
+        self.request_bytes = self.request_bytes.saturating_add(bytes);
+    }
+
+    fn request_bytes(&self) -> u64 {
+        self.uploaded.as_ref().map_or(self.request_bytes, |uploaded| uploaded.get().0)
+    }
+
+    /// Counts the messages that have come since this was last done, and these of the response.
+    fn count_messages(&mut self, responses: u64) {
+        let Some(calls) = &mut self.calls else { return };
+        let requests = self.uploaded.as_ref().map_or(0, |uploaded| uploaded.get().1);
+        calls.counted.count(requests.saturating_sub(calls.requests), responses);
+        calls.requests = requests;
     }
 
     /// More of the response's body.
@@ -208,6 +266,10 @@ impl Tally {
     pub(crate) fn frame(&mut self, frame: &http_body::Frame<bytes::Bytes>) {
         if let Some(data) = frame.data_ref() {
             self.sent(data.len() as u64);
+            if let Some(calls) = &mut self.calls {
+                let begun = calls.messages.pass(data);
+                self.count_messages(begun);
+            }
         } else if let Some(trailers) = frame.trailers_ref() {
             self.kind.note_grpc_status(trailers);
         }
@@ -216,6 +278,11 @@ impl Tally {
 
 impl Drop for Tally {
     fn drop(&mut self) {
+        self.count_messages(0);
+        let request_bytes = self.request_bytes();
+        if let Some(ended) = &mut self.ended {
+            ended.set(self.kind.flags, request_bytes, self.response_bytes);
+        }
         self.meters.request(&self.kind, self);
     }
 }

@@ -1,8 +1,11 @@
 //! What operators see of a waypoint: counters, the live stream of decisions, and the administration port.
 
 mod admin;
+mod body;
 mod dump;
+mod ended;
 mod meter;
+mod spans;
 
 use std::sync::{
     Arc,
@@ -18,7 +21,10 @@ use tokio::sync::broadcast;
 
 pub use admin::Exposure;
 pub(crate) use admin::serve;
+pub(crate) use body::{Counted, Uploaded};
+pub(crate) use ended::{Ended, Traced};
 pub(crate) use meter::{Kind, Meters, Tally};
+pub(crate) use spans::{Spans, begin as begin_span, export as export_spans};
 
 use crate::limits::{MAX_STREAMED_RECORDS, MAX_STREAMS};
 

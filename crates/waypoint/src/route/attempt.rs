@@ -4,14 +4,11 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use ::http::{Response, StatusCode};
-use ambit_mesh::{
-    loads::InFlight,
-    view::routes::{Filters, HttpRule},
-};
+use ambit_mesh::view::routes::{Filters, HttpRule};
 use ambit_policy::Decision;
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
@@ -19,13 +16,13 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::time::Sleep;
 
-use super::{edit::Template, replay::Replay, way::Way};
+use super::{budget::Budget, edit::Template, replay::Replay, unrouted::backoff, way::Way};
 use crate::{
+    destination::{self, InFlight},
     http::Allowed,
-    limits::MAX_BACKOFF_FACTOR,
     record::Entry,
     request, respond,
-    session::{Addressee, Question},
+    session::Question,
     upstream::{self, Body},
 };
 
@@ -89,29 +86,36 @@ impl Attempts<'_> {
 
     async fn try_all(&self, body: Body, filters: [&Filters; 2], entry: &mut Entry) -> Outcome {
         let session = &self.allowed.session;
-        let Addressee::Service(service) = &session.target.addressee else {
+        let Some(budget) = Budget::of_way(session, &self.allowed.view, self.way) else {
             return self.once(body, filters, entry).await;
         };
-        session.shared.budgets.request(service);
+        budget.request(entry.started());
         let most = if self.template.asked.is_some() { 0 } else { self.rule.retry.attempts };
         if most == 0 {
             return self.once(body, filters, entry).await;
         }
         let replay = self.template.has_body.then(|| Replay::new(body));
         let mut tries = 0;
+        let mut counted = None;
         loop {
             let body = replay.as_ref().map_or_else(respond::empty, Replay::body);
             let outcome = self.once(body, filters, entry).await;
-            let again = tries < most
-                && self.is_worth_another_try(&outcome)
-                && replay.as_ref().is_none_or(Replay::is_whole)
-                && session.shared.budgets.take(service);
+            let is_worth_it = self.is_worth_another_try(&outcome);
+            if is_worth_it && tries >= most {
+                entry.exhausted();
+            }
+            let again = tries < most && is_worth_it && replay.as_ref().is_none_or(Replay::is_whole) && budget.take();
             if !again {
+                return outcome;
+            }
+            drop(counted.take());
+            counted = destination::retry(session, &self.allowed.view, self.way);
+            if counted.is_none() {
                 return outcome;
             }
             // Counted no longer while it waits.
             drop(outcome);
-            tokio::time::sleep(self.backoff(tries)).await;
+            tokio::time::sleep(backoff(self.rule.retry.backoff, tries, &session.shared.random)).await;
             tries += 1;
         }
     }
@@ -148,19 +152,10 @@ impl Attempts<'_> {
             Outcome::TimedOut => retry.codes.contains(&StatusCode::GATEWAY_TIMEOUT),
         }
     }
-
-    /// Twice as long each time, up to a bound, plus up to half of that at random.
-    fn backoff(&self, tries: u32) -> Duration {
-        let factor = 2u32.saturating_pow(tries).min(MAX_BACKOFF_FACTOR);
-        let shortest = self.rule.retry.backoff.saturating_mul(factor);
-        let half = usize::try_from(shortest.as_micros() / 2).unwrap_or(usize::MAX);
-        let random = self.allowed.session.shared.random.below(half) as u64;
-        shortest.saturating_add(Duration::from_micros(random))
-    }
 }
 
 /// A response without a message that says `CANCELLED` or `UNAVAILABLE`.
-fn is_grpc_retriable(response: &Response<Incoming>) -> bool {
+pub(super) fn is_grpc_retriable(response: &Response<Incoming>) -> bool {
     response.headers().get("grpc-status").is_some_and(|status| status == "1" || status == "14")
 }
 

@@ -14,6 +14,7 @@ mod redirect;
 mod replay;
 mod server_name;
 mod stream;
+mod unrouted;
 mod way;
 
 use std::{sync::Arc, time::Instant};
@@ -26,16 +27,18 @@ use hyper::body::Incoming;
 use self::{attempt::Attempts, way::Leads};
 pub(crate) use self::{
     budget::Budgets,
-    server_name::server_name,
+    server_name::{heard, server_name},
     stream::{needs_server_name, open, way_of},
+    unrouted::send,
     way::Way,
 };
 use crate::{
+    destination,
     http::{Allowed, is_short, must_close, recorded},
     random::Random,
     record::Entry,
     request, respond,
-    upstream::{Body, Protocol, boxed},
+    upstream::{Body, Protocol},
 };
 
 /// Does what the routes say with an allowed request.
@@ -107,6 +110,9 @@ async fn refuse(
 ) -> Response<Body> {
     allowed.style.close = must_close(&mut request).await;
     entry.failed(reason);
+    if status == StatusCode::NOT_FOUND {
+        entry.flag("NR");
+    }
     recorded(entry, respond::text(status, status.canonical_reason().unwrap_or_default(), allowed.style))
 }
 
@@ -117,6 +123,7 @@ async fn forward(
     mut entry: Entry,
 ) -> Response<Body> {
     let rule = matched.rule;
+    entry.route(&rule.name);
     let shared = Arc::clone(&allowed.session.shared);
     let internal = StatusCode::INTERNAL_SERVER_ERROR;
     let Some(backend) = choose(&rule.backends, &shared.random) else {
@@ -145,6 +152,7 @@ async fn forward(
         | (ambit_xds::workload::AppProtocol::Unknown, Version::HTTP_2) => Protocol::Http2,
         _ => Protocol::Http1,
     };
+    allowed.protocol = destination::protocol(&allowed.session, &allowed.view, &way, allowed.protocol, &request);
     let asked =
         request::upgrade(&request).filter(|_| allowed.protocol == Protocol::Http1 && allowed.read_ahead.is_none());
     let client = asked.is_some().then(|| hyper::upgrade::on(&mut request));
@@ -154,8 +162,8 @@ async fn forward(
     let (mut head, body) = request.into_parts();
     head.extensions.clear();
     let body = match allowed.read_ahead.take() {
-        None => boxed(body),
-        Some(read_ahead) => read_ahead.into_body(body),
+        None => entry.counting(body),
+        Some(read_ahead) => entry.counting(read_ahead.into_body(body)),
     };
     // One identifier for all tries and copies of a request.
     if !head.headers.contains_key("x-request-id") {
@@ -177,6 +185,7 @@ async fn forward(
         attempt::Outcome::Failed(error) => allowed.failed(&error, entry),
         attempt::Outcome::TimedOut => {
             entry.failed(&format!("{}: no answer in time", rule.name));
+            entry.flag("UT");
             let status = StatusCode::GATEWAY_TIMEOUT;
             recorded(entry, respond::text(status, "upstream request timeout", allowed.style))
         }

@@ -2,6 +2,7 @@
 
 use std::{io, time::Duration};
 
+use ambit_policy::Sni;
 use rustls::server::Acceptor;
 use tokio::io::AsyncRead;
 
@@ -13,20 +14,32 @@ pub(crate) async fn server_name<S>(ahead: &mut ReadAhead<S>, timeout: Duration) 
 where
     S: AsyncRead + Unpin,
 {
+    match heard(ahead, timeout).await {
+        Sni::Name(name) => Some(name.to_string()),
+        Sni::Absent | Sni::Unknown => None,
+    }
+}
+
+/// The same for policies, which tell a handshake without a name from one that didn't come, or not whole.
+pub(crate) async fn heard<S>(ahead: &mut ReadAhead<S>, timeout: Duration) -> Sni
+where
+    S: AsyncRead + Unpin,
+{
     let read = async {
         loop {
             match read(ahead.bytes()) {
-                Read::Known(name) => return name,
+                Read::Known(None) => return Sni::Absent,
+                Read::Known(Some(name)) => return Sni::Name(name.into()),
                 Read::More if ahead.bytes().len() < MAX_DETECTION_BYTES => {
-                    if ahead.more().await.ok()? == 0 {
-                        return None;
+                    if ahead.more().await.unwrap_or(0) == 0 {
+                        return Sni::Unknown;
                     }
                 }
-                Read::More => return None,
+                Read::More => return Sni::Unknown,
             }
         }
     };
-    tokio::time::timeout(timeout, read).await.ok().flatten()
+    tokio::time::timeout(timeout, read).await.unwrap_or_default()
 }
 
 enum Read {

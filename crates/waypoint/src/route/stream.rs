@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     balance::Endpoint,
+    destination::InFlight,
     record::Entry,
     session::{Addressee, Session},
     upstream::{self, Error, Stream},
@@ -33,7 +34,7 @@ pub(crate) async fn open(
     view: &View,
     server_name: Option<&str>,
     entry: &mut Entry,
-) -> Result<(Endpoint, Stream), Error> {
+) -> Result<(Endpoint, Stream, InFlight), Error> {
     let way = way_of(session, view, server_name)?;
     upstream::open(session, view, &way, entry).await
 }

@@ -22,6 +22,8 @@ pub(crate) enum Way {
         key: ServiceKey,
         /// Its port.
         port: u16,
+        /// The part of them that is meant, if not all.
+        subset: Option<Arc<str>>,
     },
     /// To a service, through the waypoint that guards it.
     Waypoint {
@@ -58,7 +60,7 @@ pub(super) fn resolve(session: &Session, view: &View, backend: &BackendService) 
     let service = view.service(&backend.key).ok_or_else(|| format!("there is no service `{name}`"))?;
     let port = service.ports.get(&backend.port);
     let port = port.ok_or_else(|| format!("service `{name}` has no port {}", backend.port))?;
-    let direct = || Way::Service { key: backend.key.clone(), port: backend.port };
+    let direct = || Way::Service { key: backend.key.clone(), port: backend.port, subset: backend.subset.clone() };
     let address = || {
         let vip = service.vips.first().ok_or_else(|| format!("service `{name}` has no address"))?;
         Ok::<_, String>(SocketAddr::new(*vip, backend.port))
@@ -70,6 +72,9 @@ pub(super) fn resolve(session: &Session, view: &View, backend: &BackendService) 
         let judge =
             if backend.foreign { Some(Judge { policies: Arc::clone(policies), address: address()? }) } else { None };
         return Ok(Leads { way: direct(), protocol, judge });
+    }
+    if backend.subset.is_some() {
+        return Err(format!("service `{name}` isn't bound to this waypoint, so it has no subsets here"));
     }
     let way = match (&service.waypoint, service.weighted_waypoints.is_empty()) {
         (None, true) => direct(),

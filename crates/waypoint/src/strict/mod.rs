@@ -6,17 +6,21 @@
 //! never reaches the server; it gets a byte that is valid nowhere in a head in its place, and an
 //! end, and answers 400.
 //!
+//! A client that ends its side after a whole request waits for its answer (RFC 9112, 9.6 lets it), and the server would take
+//! its end for its leaving. So the end is kept from the server; whoever runs it is told when all is answered.
+//!
 //! A connection that asks to switch protocols is held where the request ends, until the answer tells whether what
 //! follows is HTTP.
 
 mod scan;
 
 use std::{
+    future::poll_fn,
     io,
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU8, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
     },
     task::{Context, Poll, Waker, ready},
 };
@@ -37,6 +41,8 @@ pub(crate) struct Strict<S: AsyncWrite + Unpin> {
     state: Arc<State>,
     shared: Arc<Shared>,
     refused: Option<Refused>,
+    /// The client has ended its side after a whole request.
+    ended: bool,
 }
 
 /// What the stream and the HTTP server tell each other.
@@ -46,6 +52,14 @@ pub(crate) struct State {
     waker: AtomicWaker,
     /// Index of the refusal in [`Refusal::ALL`], plus one.
     refusal: AtomicU8,
+    /// Requests that have an answer, or the head of one.
+    answers: AtomicU64,
+    /// Requests that the client sent before it ended its side; 0 before that.
+    last: AtomicU64,
+    end: AtomicWaker,
+    /// Bytes written since.
+    written: AtomicU64,
+    draining: AtomicBool,
 }
 
 /// Where the stream was refused.
@@ -77,6 +91,44 @@ impl State {
         if self.switch.compare_exchange(ASKED, next, Ordering::AcqRel, Ordering::Acquire).is_ok() {
             self.waker.wake();
         }
+    }
+
+    /// Tells that a request has its answer.
+    pub(crate) fn count_answer(&self) {
+        self.answers.fetch_add(1, Ordering::AcqRel);
+        if self.is_ended() {
+            self.end.wake();
+        }
+    }
+
+    /// Completes when the client has ended its side and each of its requests has an answer, or the head of one.
+    pub(crate) async fn all_answered(&self) {
+        poll_fn(|cx| {
+            self.end.register(cx.waker());
+            let last = self.last.load(Ordering::Acquire);
+            if last > 0 && self.answers.load(Ordering::Acquire) >= last { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
+
+    /// Whether the client has ended its side.
+    pub(crate) fn is_ended(&self) -> bool {
+        self.last.load(Ordering::Acquire) > 0
+    }
+
+    /// Bytes written to the client since it ended its side.
+    pub(crate) fn written(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
+    }
+
+    /// The next answer is to be the connection's last.
+    pub(crate) fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
+    }
+
+    /// Whether the next answer is to be the connection's last.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
     }
 
     /// What was to be written has been. The server writes its answer before it flushes for the first time after that.
@@ -112,7 +164,7 @@ impl State {
 impl<S: AsyncWrite + Unpin> Strict<S> {
     pub(crate) fn new(stream: S, shared: Arc<Shared>) -> Self {
         let (scanner, held, state) = (Scanner::default(), BytesMut::new(), Arc::default());
-        Self { stream, scanner, held, state, shared, refused: None }
+        Self { stream, scanner, held, state, shared, refused: None, ended: false }
     }
 
     pub(crate) fn state(&self) -> Arc<State> {
@@ -122,6 +174,15 @@ impl<S: AsyncWrite + Unpin> Strict<S> {
     fn give_held(&mut self, buffer: &mut ReadBuf<'_>) {
         let held = self.held.split_to(self.held.len().min(buffer.remaining()));
         buffer.put_slice(&held);
+    }
+
+    fn wrote(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if self.ended
+            && let Poll::Ready(Ok(bytes)) = &written
+        {
+            self.state.written.fetch_add(*bytes as u64, Ordering::Relaxed);
+        }
+        written
     }
 
     /// Looks at what was read past `start`, and takes back what the server may not see.
@@ -171,7 +232,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Strict<S> {
             }
             Some(Refused::InBody) => return Poll::Ready(Err(io::ErrorKind::InvalidData.into())),
         }
-        if this.state.is_held(cx) {
+        // The server is told to end by other means, so it needn't be woken.
+        if this.ended || this.state.is_held(cx) {
             return Poll::Pending;
         }
         let start = buffer.filled().len();
@@ -180,8 +242,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Strict<S> {
         } else {
             this.give_held(buffer);
         }
-        if this.state.switch.load(Ordering::Acquire) == READING && buffer.filled().len() > start {
-            this.inspect(buffer, start)?;
+        if this.state.switch.load(Ordering::Acquire) == READING {
+            if buffer.filled().len() > start {
+                this.inspect(buffer, start)?;
+            } else if buffer.remaining() > 0
+                && let Some(requests @ 1..) = this.scanner.whole()
+            {
+                this.ended = true;
+                this.state.last.store(requests, Ordering::Release);
+                this.state.end.wake();
+                return Poll::Pending;
+            }
         }
         Poll::Ready(Ok(()))
     }
@@ -189,7 +260,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Strict<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Strict<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.wrote(written)
     }
 
     fn poll_write_vectored(
@@ -197,7 +269,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Strict<S> {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        self.wrote(written)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -3,18 +3,15 @@
 //! they fail.
 
 use std::{
-    env,
     io::{BufRead, BufReader},
-    path::PathBuf,
-    process::{Child, Command, Output, Stdio},
-    sync::OnceLock,
+    process::{Child, Command, Stdio},
 };
 
 use ambit_xds::waypoint::{HttpCheck, Protocol, Provider};
 use serde_json::Value;
 use tokio::sync::mpsc;
 
-use crate::mesh::soon;
+use crate::{mesh::soon, tools};
 
 /// Where it listens: at an address that no pod of the tests' mesh has.
 const ADDRESS: &str = "127.0.0.3";
@@ -33,7 +30,7 @@ pub async fn start() -> Option<Authorizer> {
 
 /// The same, deciding connections like this.
 pub async fn start_deciding(connections: &str) -> Option<Authorizer> {
-    let program = program().await?;
+    let program = tools::go("ext-authz").await?;
     let mut process = Command::new(program)
         .env("LISTEN", ADDRESS)
         .env("DECIDE_CONNECTIONS", connections)
@@ -89,30 +86,4 @@ impl Drop for Authorizer {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
-}
-
-async fn program() -> Option<PathBuf> {
-    static PROGRAM: OnceLock<Option<PathBuf>> = OnceLock::new();
-    tokio::task::spawn_blocking(|| PROGRAM.get_or_init(build).clone()).await.expect("it builds or not")
-}
-
-fn build() -> Option<PathBuf> {
-    let missing = |why: &str| {
-        assert!(env::var_os("CI").is_none(), "the external authorizer can't be built: {why}");
-        eprintln!("SKIPPED: the external authorizer can't be built: {why}");
-        None
-    };
-    let go = |arguments: &[&str]| -> std::io::Result<Output> {
-        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/ext-authz");
-        std::process::Command::new("go").args(arguments).current_dir(folder).output()
-    };
-    match go(&["mod", "download"]) {
-        Err(error) => return missing(&format!("there is no `go`: {error}")),
-        Ok(output) if !output.status.success() => return missing(&String::from_utf8_lossy(&output.stderr)),
-        Ok(_) => {}
-    }
-    let program = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("ext-authz");
-    let output = go(&["build", "-o", program.to_str().expect("a path in UTF-8"), "."]).expect("go runs");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    Some(program)
 }

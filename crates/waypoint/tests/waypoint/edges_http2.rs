@@ -242,9 +242,11 @@ async fn malformed_requests_are_reset_or_refused() {
         case("path without slash", request(1, &[&GET[..3], &[(":path", "x")]].concat(), END_STREAM), Reset(1), None),
         case("star", request(1, &[&GET[..3], &[(":path", "*")]].concat(), END_STREAM), Status(400), MalformedTarget),
         case("CONNECT", request(1, &[(":method", "CONNECT"), (":authority", "a:80")], 0), Status(403), Connect),
-        broken(
-            "extended CONNECT",
-            request(1, &[&[(":method", "CONNECT"), (":protocol", "websocket")], &GET[1..]].concat(), 0),
+        case(
+            "extended CONNECT for no WebSocket",
+            request(1, &[&[(":method", "CONNECT"), (":protocol", "connect-udp")], &GET[1..]].concat(), 0),
+            Status(403),
+            Connect,
         ),
         broken(":protocol without CONNECT", get(&[(":protocol", "websocket")])),
         case("a length that fits", post(&[("content-length", "3")], b"abc"), Status(200), None),

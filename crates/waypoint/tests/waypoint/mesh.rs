@@ -10,7 +10,7 @@ use ambit_hbone::{Connect, ConnectError, HostNetwork, Network, Pool, Tunnel, cop
 use ambit_identity::{Ca, CertificateStore, SpiffeId, SystemClock};
 use ambit_mesh::Store;
 use ambit_policy::Verdict;
-use ambit_telemetry::{DecisionRecord, Records, recorder};
+use ambit_telemetry::{DecisionRecord, Recorder, Records, recorder};
 use ambit_waypoint::{Config, Limits, Waypoint};
 use ambit_xds::{
     ADDRESS_TYPE, DeltaResponse, Resource, WAYPOINT_TYPE,
@@ -49,6 +49,8 @@ pub struct Mesh {
     pub store: Arc<Store>,
     pub arrivals: Arc<Mutex<Vec<Arrival>>>,
     certificates: Arc<CertificateStore>,
+    config: Config,
+    recorder: Recorder,
     records: Records,
     _state: tempfile::TempDir,
 }
@@ -66,8 +68,12 @@ pub struct Shape {
     pub pods: Vec<Pod>,
     pub policies: Vec<Value>,
     pub limits: Limits,
+    /// Another waypoint may take over the port.
+    pub reuse_port: bool,
     /// Service account that the destination's node proxy really has.
     pub destination_account: &'static str,
+    /// Records also tell what came of requests.
+    pub exchanges: bool,
 }
 
 impl Shape {
@@ -77,7 +83,9 @@ impl Shape {
             pods: vec![Pod { app, hbone: true }],
             policies: vec![traces_only()],
             limits: Limits { detection_timeout: Duration::from_millis(200), ..Limits::default() },
+            reuse_port: false,
             destination_account: "mlflow",
+            exchanges: false,
         }
     }
 }
@@ -120,15 +128,25 @@ impl Mesh {
         let arrivals = Arc::new(Mutex::new(Vec::new()));
         let hbone_port = destinations(&shape.pods, &certificates, account(shape.destination_account), &arrivals).await;
         let store = Store::new(ambit_policy::Options::default());
-        let (recorder, records) = recorder();
+        let (mut recorder, records) = recorder();
+        if shape.exchanges {
+            recorder = recorder.with_exchanges();
+        }
         let mut config =
             Config::new(NAMESPACE, "waypoint", account("waypoint"), "127.0.0.1:0".parse().expect("address"));
         config.hbone_port = hbone_port;
         config.limits = shape.limits;
-        let network = Arc::new(HostNetwork);
-        let waypoint =
-            Waypoint::start(config, network, Arc::clone(&store), Arc::clone(&certificates), recorder).expect("bound");
+        config.reuse_port = shape.reuse_port;
+        let waypoint = Waypoint::start(
+            config.clone(),
+            Arc::new(HostNetwork),
+            Arc::clone(&store),
+            Arc::clone(&certificates),
+            recorder.clone(),
+        );
+        let waypoint = waypoint.expect("bound");
         let address = waypoint.address();
+        config.address = address;
         let mesh = Self {
             waypoint: Some(waypoint),
             address,
@@ -136,12 +154,22 @@ impl Mesh {
             store,
             arrivals,
             certificates,
+            config,
+            recorder,
             records,
             _state: state,
         };
         mesh.apply(ADDRESS_TYPE, resources(&shape), &[]);
         mesh.policies(&shape.policies);
         mesh
+    }
+
+    /// Another waypoint on the same port, beside the present one.
+    pub fn successor(&self) -> Waypoint {
+        let (store, certificates) = (Arc::clone(&self.store), Arc::clone(&self.certificates));
+        let network = Arc::new(HostNetwork);
+        let waypoint = Waypoint::start(self.config.clone(), network, store, certificates, self.recorder.clone());
+        waypoint.expect("the port can be shared")
     }
 
     /// Puts these policies, and no others, in force for the service.
@@ -195,6 +223,14 @@ impl Mesh {
         let bundle =
             Bundle { namespace: NAMESPACE.to_owned(), name: "waypoint".to_owned(), services, ..Bundle::default() };
         self.apply(WAYPOINT_TYPE, vec![(format!("{NAMESPACE}/waypoint"), bundle.encode_to_vec())], &[]);
+    }
+
+    pub fn try_bundle(&self, services: Vec<BoundService>) -> Result<(), ambit_xds::channel::Nack> {
+        let (namespace, name) = (NAMESPACE.to_owned(), "waypoint".to_owned());
+        let value = Bundle { namespace, name, services, ..Bundle::default() }.encode_to_vec();
+        let resource = Resource { name: format!("{NAMESPACE}/waypoint"), version: String::new(), value };
+        let type_url = WAYPOINT_TYPE.to_owned();
+        self.store.apply(&[DeltaResponse { type_url, resources: vec![resource], removed: Vec::new() }])
     }
 
     pub fn apply(&self, type_url: &str, resources: Vec<(String, Vec<u8>)>, removed: &[&str]) {

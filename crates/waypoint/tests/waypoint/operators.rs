@@ -248,7 +248,7 @@ async fn the_gateway_words_its_denials_and_says_who_asks() {
         content_type: "application/json".to_owned(),
         message: "{\"error\":\"100 % nein\"}".to_owned(),
     };
-    configure(&mesh, &[traces_only()], GatewaySettings { denial: Some(denial), client_identity: true });
+    configure(&mesh, &[traces_only()], GatewaySettings { denial: Some(denial), client_identity: true, tracing: None });
     let mut otel = mesh.tunnel("otel-collector").await;
     let (head, body) = exchange(&mut otel, "GET /x HTTP/1.1\r\nhost: mlflow\r\n\r\n").await;
     assert_eq!((status(&head), header(&head, "content-type")), (404, Some("application/json")));

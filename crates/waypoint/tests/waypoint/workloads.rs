@@ -10,7 +10,7 @@ use ambit_policy::Verdict;
 use ambit_xds::{
     ADDRESS_TYPE, WAYPOINT_TYPE,
     security::Policy,
-    waypoint::{BoundService, Bundle},
+    waypoint::{BoundService, Bundle, TrafficPolicy},
     workload::{
         Address, GatewayAddress, NamespacedHostname, Service, TunnelProtocol, Workload, address,
         gateway_address::Destination,
@@ -56,6 +56,11 @@ fn put(mesh: &Mesh, workload: &Workload) {
 
 /// Has the waypoint front workloads under these policies, and the service under none.
 fn front(mesh: &Mesh, policies: &[Value]) {
+    limit(mesh, policies, Vec::new());
+}
+
+/// The same with rate limits and faults.
+fn limit(mesh: &Mesh, policies: &[Value], workload_traffic_policies: Vec<TrafficPolicy>) {
     let policy = |policy: &Value| Policy {
         namespace: NAMESPACE.to_owned(),
         name: policy["name"].as_str().expect("named").to_owned(),
@@ -72,6 +77,7 @@ fn front(mesh: &Mesh, policies: &[Value]) {
         }],
         hostname: OWN.to_owned(),
         workload_policies: policies.iter().map(policy).collect(),
+        workload_traffic_policies,
         ..Bundle::default()
     };
     mesh.apply(WAYPOINT_TYPE, vec![(format!("{NAMESPACE}/waypoint"), bundle.encode_to_vec())], &[]);
@@ -123,6 +129,23 @@ async fn requests_to_a_pod_are_judged_and_carried_to_it() {
     let mut stream = mesh.connect(&mesh.pool(), "stranger", &app.to_string()).await.expect("a tunnel");
     let (head, _) = exchange(&mut stream, "GET /models HTTP/1.1\r\nhost: x\r\n\r\n").await;
     assert_eq!(status(&head), 403);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_to_a_pod_are_counted_as_those_to_a_service_are() {
+    let app = backend::Raw::start().await.address;
+    let mesh = mesh_with(app, bound_to(OWN), true, &[allow_all()]).await;
+    let spec = json!({"rateLimits": [{"requests": 1, "interval": "1h"}]});
+    let json = json!({"namespace": NAMESPACE, "name": "t", "spec": spec}).to_string().into_bytes();
+    let (namespace, name) = (NAMESPACE.to_owned(), "t".to_owned());
+    limit(&mesh, &[allow_all()], vec![TrafficPolicy { namespace, name, json, rejection: String::new() }]);
+    for expected in [[200, 429], [429, 429]] {
+        let mut stream = mesh.connect(&mesh.pool(), "ui", &app.to_string()).await.expect("a tunnel");
+        for expected in expected {
+            let (head, _) = exchange(&mut stream, "GET /models HTTP/1.1\r\nhost: x\r\n\r\n").await;
+            assert_eq!(status(&head), expected, "{head}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

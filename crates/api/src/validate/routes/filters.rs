@@ -8,6 +8,7 @@ use crate::{
     limits::{MAX_ROUTE_FILTERS, MAX_ROUTE_LIST},
     routes::{
         Cors, Filter, FilterType, HeaderModifier, MirrorFilter, PathModifier, PathModifierType, Redirect, may_modify,
+        subset_of,
     },
     text::quoted,
     validate::names,
@@ -18,6 +19,8 @@ use crate::{
 pub(super) struct Place {
     /// In an HTTPRoute; otherwise in a GRPCRoute.
     pub(super) http: bool,
+    /// At a backend; otherwise at a rule.
+    pub(super) backend: bool,
     /// Every match of the rule is by a prefix of the path.
     pub(super) prefixes: bool,
 }
@@ -112,6 +115,13 @@ fn check_one(check: &mut Check<'_>, at: &str, filter: &Filter, place: Place) {
     }
     if let Some(cors) = &filter.cors {
         check_cors(check, &format!("{at}.cors"), cors);
+    }
+    if let Some(subset) = subset_of(filter).filter(|_| place.backend) {
+        if let Some(fault) = names::dns_label(subset) {
+            let message = format!("`{}` is not a subset's name: {fault}", quoted(subset));
+            check.error(codes::BAD_FILTER, &format!("{at}.extensionRef.name"), message, "use a name like `v1`");
+        }
+        return;
     }
     if matches!(filter.kind, FilterType::ExternalAuth | FilterType::ExtensionRef) {
         let kind = name_of(filter.kind);

@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Checks a match of an HTTPRoute.
-pub(super) fn check_http_match(check: &mut Check<'_>, field: &str, wanted: &HttpMatch) {
+pub(in crate::validate) fn check_http_match(check: &mut Check<'_>, field: &str, wanted: &HttpMatch) {
     if let Some(path) = &wanted.path {
         check_path(check, &format!("{field}.path"), path);
     }

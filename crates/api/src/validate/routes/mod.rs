@@ -1,7 +1,7 @@
 //! Routes: what the Gateway API's schema would refuse, and what a mesh doesn't do.
 
 mod filters;
-mod matches;
+pub(super) mod matches;
 
 use std::collections::HashSet;
 
@@ -80,13 +80,18 @@ fn check_http_rule(check: &mut Check<'_>, field: &str, rule: &HttpRule) {
         wanted.path.as_ref().is_none_or(|path| path.kind.unwrap_or_default() == PathMatchType::PathPrefix)
     };
     let prefixes = rule.matches.iter().all(is_prefix);
-    filters::check(check, &format!("{field}.filters"), &rule.filters, filters::Place { http: true, prefixes });
+    filters::check(
+        check,
+        &format!("{field}.filters"),
+        &rule.filters,
+        filters::Place { http: true, backend: false, prefixes },
+    );
     if filters::redirects(&rule.filters) && !rule.backend_refs.is_empty() {
         let help = "remove `backendRefs`, or the redirect";
         let message = "a rule that redirects sends nothing to backends";
         check.error(codes::BAD_FILTER, &format!("{field}.backendRefs"), message, help);
     }
-    check_backends(check, field, &rule.backend_refs, Some(filters::Place { http: true, prefixes }));
+    check_backends(check, field, &rule.backend_refs, Some(filters::Place { http: true, backend: true, prefixes }));
     if let Some(timeouts) = &rule.timeouts {
         check_timeouts(check, &format!("{field}.timeouts"), timeouts);
     }
@@ -110,9 +115,9 @@ fn check_grpc_rule(check: &mut Check<'_>, field: &str, rule: &GrpcRule) {
     for (index, wanted) in rule.matches.iter().enumerate() {
         check_grpc_match(check, &format!("{field}.matches[{index}]"), wanted);
     }
-    let place = filters::Place { http: false, prefixes: false };
+    let place = filters::Place { http: false, backend: false, prefixes: false };
     filters::check(check, &format!("{field}.filters"), &rule.filters, place);
-    check_backends(check, field, &rule.backend_refs, Some(place));
+    check_backends(check, field, &rule.backend_refs, Some(filters::Place { backend: true, ..place }));
     check_sessions(check, field, rule.session_persistence.as_ref());
 }
 

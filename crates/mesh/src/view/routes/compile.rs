@@ -19,7 +19,7 @@ use ambit_xds::waypoint::{AttachedRoute, BoundService};
 
 use super::{
     PortRoutes, Ports, ServiceRoutes,
-    http::{HttpTable, Match, PathMatch, Value},
+    http::{HttpTable, Match, Matches, PathMatch, Value},
     model::{
         Backend, BackendService, Cors, Filters, HeaderEdits, HttpRule, Mirror, Origins, PathEdit, Redirect, Retry,
         Rewrite, StreamRule,
@@ -302,10 +302,17 @@ impl Faults {
     }
 
     fn backends(&mut self, read: &Read<'_>, written: &[WeightedBackend]) -> Vec<Backend> {
-        let backend = |written: &WeightedBackend| Backend {
-            to: read.backend(&written.reference()),
-            weight: written.weight.unwrap_or(1),
-            filters: self.filters(read, &written.filters),
+        let backend = |written: &WeightedBackend| {
+            let (subsets, filters): (Vec<_>, Vec<_>) =
+                written.filters.iter().cloned().partition(|filter| routes::subset_of(filter).is_some());
+            if subsets.len() > 1 {
+                self.add("a backend names more than one subset".to_owned());
+            }
+            let mut to = read.backend(&written.reference());
+            if let (Ok(to), Some(subset)) = (&mut to, subsets.first().and_then(routes::subset_of)) {
+                to.subset = Some(subset.into());
+            }
+            Backend { to, weight: written.weight.unwrap_or(1), filters: self.filters(read, &filters) }
         };
         written.iter().map(backend).collect()
     }
@@ -424,6 +431,18 @@ fn cors(written: &CorsFilter) -> Result<Cors, String> {
     })
 }
 
+// === impl Matches ===
+
+impl Matches {
+    /// Reads them.
+    ///
+    /// # Errors
+    /// Why one of them is none.
+    pub(in crate::view) fn read(written: &[HttpMatch]) -> Result<Self, String> {
+        Ok(Self::new(written.iter().map(|wanted| http_match(wanted, 0)).collect::<Result<_, _>>()?))
+    }
+}
+
 // === impl Read ===
 
 impl<'a> Read<'a> {
@@ -477,6 +496,6 @@ impl<'a> Read<'a> {
         let key = ServiceKey { namespace: namespace.into(), hostname: hostname.into() };
         let port = written.port.filter(|port| *port != 0);
         let port = port.ok_or_else(|| Arc::from(format!("its backend `{namespace}/{name}` has no port")))?;
-        Ok(BackendService { key, port, foreign: namespace != own })
+        Ok(BackendService { key, port, foreign: namespace != own, subset: None })
     }
 }

@@ -44,6 +44,10 @@ pub struct HttpTable {
     patterns: Vec<(Regex, usize)>,
 }
 
+/// Matches outside of any table, of which one is enough.
+#[derive(Debug, Default)]
+pub struct Matches(Box<[Match]>);
+
 /// One match, before it has a place in the table.
 #[derive(Debug)]
 pub(super) struct Match {
@@ -125,6 +129,38 @@ impl HttpTable {
 
     fn matched(&self, index: usize, prefix: usize) -> Matched<'_> {
         Matched { rule: &self.rules[self.matches[index].rule], prefix }
+    }
+}
+
+// === impl Matches ===
+
+impl Matches {
+    pub(super) fn new(matches: Vec<Match>) -> Self {
+        Self(matches.into())
+    }
+
+    /// Whether one of them holds; none at all hold for everything.
+    #[must_use]
+    pub fn hold(&self, request: &RequestLine<'_>) -> bool {
+        if self.0.is_empty() {
+            return true;
+        }
+        let (path, query) = request.target.split_once('?').unwrap_or((request.target, ""));
+        self.0.iter().any(|wanted| wanted.path.is(path) && wanted.holds(request, query))
+    }
+}
+
+// === impl PathMatch ===
+
+impl PathMatch {
+    fn is(&self, path: &str) -> bool {
+        match self {
+            Self::Exact(wanted) => **wanted == *path,
+            Self::Prefix(wanted) => path
+                .strip_prefix(&**wanted)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || wanted.is_empty()),
+            Self::Pattern { pattern, .. } => pattern.is_match(path.as_bytes()),
+        }
     }
 }
 

@@ -11,10 +11,10 @@ use super::ServiceKey;
 
 pub(super) use self::compile::compile;
 pub use self::{
-    http::{HttpTable, Matched, RequestLine},
+    http::{HttpTable, Matched, Matches, RequestLine},
     model::{
-        Backend, BackendService, Cors, Filters, HeaderEdits, HttpRule, Mirror, Origins, PathEdit, Redirect, Retry,
-        Rewrite, StreamRule,
+        Backend, BackendService, Cors, DEFAULT_BACKOFF, DEFAULT_RETRIES, Filters, HeaderEdits, HttpRule, Mirror,
+        Origins, PathEdit, Redirect, Retry, Rewrite, StreamRule,
     },
     stream::TlsTable,
 };

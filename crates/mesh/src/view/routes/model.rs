@@ -84,6 +84,8 @@ pub struct BackendService {
     pub port: u16,
     /// It is of another namespace than the route, whose owner has no say about who may reach it.
     pub foreign: bool,
+    /// The part of its endpoints that is meant, if not all.
+    pub subset: Option<Arc<str>>,
 }
 
 /// A copy of requests.
@@ -172,9 +174,9 @@ pub struct Origins {
 }
 
 /// Retries of rules that say nothing of them: as Istio's.
-const DEFAULT_RETRIES: u32 = 2;
+pub const DEFAULT_RETRIES: u32 = 2;
 /// Shortest time between two tries of such rules.
-const DEFAULT_BACKOFF: Duration = Duration::from_millis(25);
+pub const DEFAULT_BACKOFF: Duration = Duration::from_millis(25);
 
 // === impl Retry ===
 

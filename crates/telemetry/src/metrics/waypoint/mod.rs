@@ -18,7 +18,7 @@ use prometheus_client::{collector::Collector, encoding::DescriptorEncoder, regis
 use self::{decisions::Decisions, requests::Requests};
 pub use self::{
     decisions::{CountedDecisions, DecisionLabels},
-    requests::{CarriedConnection, CarriedProtocol, CountedRequests, RequestLabels},
+    requests::{CarriedConnection, CarriedProtocol, CountedMessages, CountedRequests, RequestLabels},
 };
 use super::encode::{gauge, single_counter};
 
@@ -34,6 +34,18 @@ struct Values {
     requests: Arc<Requests>,
     decisions: Arc<Decisions>,
     dropped_from_streams: AtomicU64,
+    spans: Arc<SpanCounts>,
+}
+
+/// What became of spans.
+#[derive(Debug, Default)]
+pub struct SpanCounts {
+    /// A collector took them.
+    pub exported: AtomicU64,
+    /// They found no place in the queue.
+    pub dropped: AtomicU64,
+    /// No collector took them.
+    pub failed: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -50,6 +62,7 @@ impl WaypointMetrics {
             requests: Requests::new(),
             decisions: Decisions::new(),
             dropped_from_streams: AtomicU64::new(0),
+            spans: Arc::default(),
         });
         let mut registry = Registry::default();
         registry.register_collector(Box::new(Source(Arc::clone(&values))));
@@ -66,6 +79,18 @@ impl WaypointMetrics {
     #[must_use]
     pub fn connection(&self, labels: RequestLabels) -> CarriedConnection {
         self.values.requests.open(labels)
+    }
+
+    /// The counters of the messages of gRPC calls between these parties.
+    #[must_use]
+    pub fn messages(&self, labels: RequestLabels) -> CountedMessages {
+        self.values.requests.messages(labels)
+    }
+
+    /// What became of spans.
+    #[must_use]
+    pub fn spans(&self) -> &Arc<SpanCounts> {
+        &self.values.spans
     }
 
     /// The counters of this outcome of a policy or rule.
@@ -100,7 +125,7 @@ impl fmt::Debug for WaypointMetrics {
 
 impl Collector for Source {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let Values { tag, requests, decisions, dropped_from_streams } = &*self.0;
+        let Values { tag, requests, decisions, dropped_from_streams, spans } = &*self.0;
         let encoder = &mut encoder;
         let build = [([("component", "waypoint"), ("tag", tag.as_str())], 1)];
         gauge(encoder, "istio_build", "Istio component build info", build)?;
@@ -109,6 +134,13 @@ impl Collector for Source {
         let help = "Decision records that readers of the live stream missed because they were slow";
         let dropped = dropped_from_streams.load(Ordering::Relaxed);
         single_counter(encoder, "ambit_decision_stream_dropped", help, dropped)?;
+        for (name, help, count) in [
+            ("ambit_trace_spans_exported", "Spans that a collector took", &spans.exported),
+            ("ambit_trace_spans_dropped", "Spans dropped because too many were waiting", &spans.dropped),
+            ("ambit_trace_spans_failed", "Spans lost because no collector took them", &spans.failed),
+        ] {
+            single_counter(encoder, name, help, count.load(Ordering::Relaxed))?;
+        }
         let overflows = requests.overflowed().saturating_add(decisions.overflowed());
         let help = "Label sets counted as `other` because there were too many";
         single_counter(encoder, "ambit_metric_overflows", help, overflows)

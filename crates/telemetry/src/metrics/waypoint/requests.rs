@@ -59,6 +59,13 @@ pub struct CountedRequests {
     series: Arc<Series<Key, RequestCounts>>,
 }
 
+/// The counters of the messages of gRPC calls between two parties.
+#[derive(Debug)]
+pub struct CountedMessages {
+    requests: Arc<Requests>,
+    series: Arc<Series<Key, MessageCounts>>,
+}
+
 /// An open TCP connection's counters.
 #[derive(Debug)]
 pub struct CarriedConnection {
@@ -71,6 +78,7 @@ pub struct CarriedConnection {
 pub(super) struct Requests {
     requests: SeriesSet<Key, RequestCounts>,
     connections: SeriesSet<Key, ConnectionCounts>,
+    messages: SeriesSet<Key, MessageCounts>,
 }
 
 /// Nothing stands for all that there is no room for.
@@ -82,6 +90,12 @@ struct RequestCounts {
     duration: Histogram,
     request_bytes: Histogram,
     response_bytes: Histogram,
+}
+
+#[derive(Debug, Default)]
+struct MessageCounts {
+    requests: AtomicU64,
+    responses: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -122,7 +136,16 @@ struct Histogram {
     sum: AtomicU64,
 }
 
-struct Encoded<'a>(&'a Key, bool);
+struct Encoded<'a>(&'a Key, Shown);
+
+/// Which labels a family has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shown {
+    Requests,
+    Connections,
+    /// Only the parties: messages are counted while their call lasts.
+    Messages,
+}
 
 /// Name, help, and which of a series' values it shows.
 type Family<C, V> = (&'static str, &'static str, fn(&C) -> &V);
@@ -135,7 +158,8 @@ impl Requests {
     }
 
     fn with_limit(limit: usize) -> Arc<Self> {
-        Arc::new(Self { requests: SeriesSet::new(limit, |_| None), connections: SeriesSet::new(limit, |_| None) })
+        let (requests, connections) = (SeriesSet::new(limit, |_| None), SeriesSet::new(limit, |_| None));
+        Arc::new(Self { requests, connections, messages: SeriesSet::new(limit, |_| None) })
     }
 
     pub(super) fn of(self: &Arc<Self>, labels: RequestLabels) -> CountedRequests {
@@ -149,13 +173,21 @@ impl Requests {
         CarriedConnection { requests: Arc::clone(self), series }
     }
 
+    /// How the calls ended makes no difference.
+    pub(super) fn messages(self: &Arc<Self>, labels: RequestLabels) -> CountedMessages {
+        let labels = RequestLabels { code: 0, grpc_status: None, flags: "-", ..labels };
+        let series = self.messages.get(&Some(Arc::new(labels)));
+        CountedMessages { requests: Arc::clone(self), series }
+    }
+
     pub(super) fn overflowed(&self) -> u64 {
-        self.requests.overflowed().saturating_add(self.connections.overflowed())
+        let sets = [self.requests.overflowed(), self.connections.overflowed(), self.messages.overflowed()];
+        sets.into_iter().fold(0, u64::saturating_add)
     }
 
     pub(super) fn encode(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let all = self.requests.snapshot();
-        let totals = all.iter().map(|s| (Encoded(&s.labels, true), s.values.total.load(Ordering::Relaxed)));
+        let totals = all.iter().map(|s| (Encoded(&s.labels, Shown::Requests), s.values.total.load(Ordering::Relaxed)));
         counter(encoder, "istio_requests", "The total number of requests", totals)?;
         let histograms: [Family<RequestCounts, Histogram>; 3] = [
             ("istio_request_duration_milliseconds", "How long requests took, to the end of the response", |c| {
@@ -168,7 +200,7 @@ impl Requests {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
             for series in &all {
                 let (sum, count, buckets) = read(&series.values).read();
-                let labels = Encoded(&series.labels, true);
+                let labels = Encoded(&series.labels, Shown::Requests);
                 family.encode_family(&labels)?.encode_histogram::<NoLabels>(sum, count, &buckets, None)?;
             }
         }
@@ -180,7 +212,18 @@ impl Requests {
             ("istio_tcp_received_bytes", "Bytes received from clients of TCP connections", |c| &c.received),
         ];
         for (name, help, read) in counters {
-            let values = all.iter().map(|s| (Encoded(&s.labels, false), read(&s.values).load(Ordering::Relaxed)));
+            let value = |s: &Arc<Series<Key, ConnectionCounts>>| read(&s.values).load(Ordering::Relaxed);
+            let values = all.iter().map(|s| (Encoded(&s.labels, Shown::Connections), value(s)));
+            counter(encoder, name, help, values)?;
+        }
+        let all = self.messages.snapshot();
+        let counters: [Family<MessageCounts, AtomicU64>; 2] = [
+            ("istio_request_messages", "Messages of gRPC calls from clients", |c| &c.requests),
+            ("istio_response_messages", "Messages of gRPC calls to clients", |c| &c.responses),
+        ];
+        for (name, help, read) in counters {
+            let value = |s: &Arc<Series<Key, MessageCounts>>| read(&s.values).load(Ordering::Relaxed);
+            let values = all.iter().map(|s| (Encoded(&s.labels, Shown::Messages), value(s)));
             counter(encoder, name, help, values)?;
         }
         Ok(())
@@ -203,6 +246,22 @@ impl CountedRequests {
 impl Drop for CountedRequests {
     fn drop(&mut self) {
         self.requests.requests.touch(&self.series);
+    }
+}
+
+// === impl CountedMessages ===
+
+impl CountedMessages {
+    /// So many more of each.
+    pub fn count(&self, requests: u64, responses: u64) {
+        self.series.values.requests.fetch_add(requests, Ordering::Relaxed);
+        self.series.values.responses.fetch_add(responses, Ordering::Relaxed);
+    }
+}
+
+impl Drop for CountedMessages {
+    fn drop(&mut self) {
+        self.requests.messages.touch(&self.series);
     }
 }
 
@@ -251,12 +310,17 @@ impl Histogram {
 
 impl EncodeLabelSet for Encoded<'_> {
     fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
-        let Self(labels, is_request) = self;
+        let Self(labels, shown) = self;
         label(encoder, "reporter", "waypoint")?;
         match labels {
-            Some(labels) => known(encoder, labels, *is_request),
+            Some(labels) => known(encoder, labels, *shown),
             None => {
-                let names = LABELS.iter().filter(|name| *is_request || !REQUEST_ONLY.contains(name));
+                let is_shown = |name: &&&str| match shown {
+                    Shown::Requests => true,
+                    Shown::Connections => !REQUEST_ONLY.contains(name),
+                    Shown::Messages => !CALL_ONLY.contains(name),
+                };
+                let names = LABELS.iter().filter(is_shown);
                 names.into_iter().try_for_each(|name| label(encoder, name, "other"))
             }
         }
@@ -290,8 +354,11 @@ const LABELS: [&str; 24] = [
     "connection_security_policy",
 ];
 const REQUEST_ONLY: [&str; 2] = ["response_code", "grpc_response_status"];
+/// What isn't known of a call, or not counted, while it lasts.
+const CALL_ONLY: [&str; 5] =
+    ["request_protocol", "response_code", "grpc_response_status", "response_flags", "connection_security_policy"];
 
-fn known(encoder: &mut LabelSetEncoder<'_>, labels: &RequestLabels, is_request: bool) -> fmt::Result {
+fn known(encoder: &mut LabelSetEncoder<'_>, labels: &RequestLabels, shown: Shown) -> fmt::Result {
     let RequestLabels { source, destination, service, protocol, code, grpc_status, flags } = labels;
     label(encoder, "source_workload", or_unknown(&source.workload))?;
     label(encoder, "source_canonical_service", or_unknown(&source.canonical_service))?;
@@ -312,13 +379,16 @@ fn known(encoder: &mut LabelSetEncoder<'_>, labels: &RequestLabels, is_request: 
     label(encoder, "destination_service_name", or_unknown(&service.name))?;
     label(encoder, "destination_service_namespace", or_unknown(&service.namespace))?;
     label(encoder, "destination_cluster", or_unknown(&destination.cluster))?;
+    if shown == Shown::Messages {
+        return Ok(());
+    }
     let protocol = match protocol {
         CarriedProtocol::Http => "http",
         CarriedProtocol::Grpc => "grpc",
         CarriedProtocol::Tcp => "tcp",
     };
     label(encoder, "request_protocol", protocol)?;
-    if is_request {
+    if shown == Shown::Requests {
         label(encoder, "response_code", code)?;
         match grpc_status {
             Some(status) => label(encoder, "grpc_response_status", status)?,

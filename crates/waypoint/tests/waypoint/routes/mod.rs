@@ -1,11 +1,12 @@
 //! Routes: every feature with real backends, and routes as users write them.
 
-mod app;
+pub mod app;
 mod filters;
 mod matching;
 mod owners;
-mod streams;
+pub mod streams;
 mod tries;
+mod unrouted;
 
 use std::net::SocketAddr;
 
@@ -110,7 +111,7 @@ fn route(mesh: &Mesh, routes: &str) {
     bind(mesh, routes, &[allow_all()], Vec::new());
 }
 
-fn bind(mesh: &Mesh, routes: &str, policies: &[Value], others: Vec<BoundService>) {
+pub(crate) fn bind(mesh: &Mesh, routes: &str, policies: &[Value], others: Vec<BoundService>) {
     let mut services = vec![bound(NAMESPACE, HOSTNAME, policies)];
     services[0].routes = attached(routes);
     services.extend(others);
@@ -158,7 +159,7 @@ fn attached(routes: &str) -> Vec<AttachedRoute> {
 }
 
 /// An HTTPRoute of this name with these rules.
-fn http_route(name: &str, rules: &str) -> String {
+pub(crate) fn http_route(name: &str, rules: &str) -> String {
     kind_route("HTTPRoute", "v1", NAMESPACE, name, &format!("rules: {rules}"))
 }
 

@@ -79,7 +79,7 @@ async fn a_server_that_speaks_first_may_be_behind_a_tcp_route() {
 }
 
 /// A ClientHello that asks for this server.
-fn hello(name: Option<&str>) -> Vec<u8> {
+pub fn hello(name: Option<&str>) -> Vec<u8> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut config = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
