@@ -172,18 +172,19 @@ impl Report {
         let of = |contender: &str| Spread::of(&self.values(contender, figure));
         let (direct, theirs, ours) = (of(DIRECT), self.theirs.and_then(of), of(self.ours));
         let median = |spread: Option<Spread>| spread.map(|spread| spread.median);
+        // What comes out below nothing is lost in the noise of the direct figure: there is no ratio to it.
+        let compared = median(theirs).filter(|theirs| *theirs > 0.0);
         let verdict = match median(ours) {
             _ if self.is_spoiled(figure) => Verdict::Invalid,
             None => Verdict::NotJudged,
-            Some(ours) => match (bar.holds(ours, median(theirs)), bar.is_reached(ours, median(theirs))) {
+            Some(ours) => match (bar.holds(ours, compared), bar.is_reached(ours, compared)) {
                 (Some(true), Some(true)) => Verdict::Reached,
                 (Some(true), _) => Verdict::Holds,
                 (Some(false), _) => Verdict::Misses,
                 (None, _) => Verdict::NotJudged,
             },
         };
-        let ratio = median(ours).zip(median(theirs)).map(|(ours, theirs)| ours / theirs);
-        let ratio = ratio.filter(|ratio| ratio.is_finite());
+        let ratio = median(ours).zip(compared).map(|(ours, theirs)| ours / theirs);
         Row { figure, name, direct, theirs, ours, ratio, bar: bar.asked(), reach: bar.reach(), verdict }
     }
 
@@ -296,6 +297,16 @@ mod tests {
             line("added").contains("| 5.00 (5.00 to 35.0) | 15.0 (5.00 to 25.0) | 3.00 | <= 0.8 | 0.5 | NO |"),
             "{table}"
         );
+    }
+
+    #[test]
+    fn what_is_lost_in_the_noise_is_not_judged() {
+        let mut report = Report::new("a machine".to_owned(), 1.0, "ambit", Some("ztunnel"));
+        for (contender, tail) in [("ambit", 9.0), ("ztunnel", 4.0), (DIRECT, 5.0)] {
+            report.add(1, contender, Phase::Steady, found(Figure::ExchangeOneTail, tail));
+        }
+        let row = report.row(Figure::ExchangeOneTailAdded);
+        assert_eq!((row.verdict, row.ratio), (Verdict::NotJudged, None));
     }
 
     #[test]
