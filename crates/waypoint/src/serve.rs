@@ -2,11 +2,13 @@
 //! client has nothing more to say.
 
 use std::{
-    pin::pin,
+    future::{Future, poll_fn},
+    pin::{Pin, pin},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
+    task::{Context, Poll},
 };
 
 use http::{HeaderValue, Request, StatusCode, header};
@@ -15,6 +17,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::Notify,
+    task::yield_now,
 };
 
 use crate::{
@@ -93,12 +96,16 @@ where
     let begun = Arc::new(Begun::default());
     let stream = Outgoing::new(stream, Arc::clone(&session.shared));
     let first = Arc::clone(&begun);
+    let mut gathering = Gathering::default();
+    let unanswered = Arc::clone(&gathering.unanswered);
     let service = service_fn(move |mut request: Request<Incoming>| {
         first.set();
+        let counted = Counted::new(&unanswered);
         let bridge = Bridge::of(&mut request, &session);
         let answer = Box::pin(answer(Arc::clone(&session), request));
         async move {
             let answer = answer.await;
+            drop(counted);
             match bridge {
                 None => answer,
                 Some(bridge) => answer.map(|response| bridge.answer(response)),
@@ -127,7 +134,7 @@ where
         }
     };
     let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
+        ended = poll_fn(|cx| gathering.poll(cx, connection.as_mut())) => ended,
         () = drained => {
             connection.as_mut().graceful_shutdown();
             connection.await
@@ -144,6 +151,18 @@ struct Begun {
     first: AtomicBool,
     notify: Notify,
 }
+
+/// Lets the answers of a connection gather before it writes: each of them wakes it, and if it wrote at once, each would cost a
+/// system call and wake the client on its own.
+#[derive(Debug, Default)]
+struct Gathering {
+    unanswered: Arc<AtomicUsize>,
+    yielded: bool,
+}
+
+/// A request without an answer yet.
+#[derive(Debug)]
+struct Counted(Arc<AtomicUsize>);
 
 /// Ends when the connection is to end with the answer that is on its way, or now if there is none. A drain alone doesn't: a
 /// client that is told with its next answer loses no request to a connection that closes under it.
@@ -195,6 +214,36 @@ fn unreadable(session: &Arc<Session>, state: &strict::State, error: &hyper::Erro
     tracing::debug!(service = %session.target.name, %error, "HTTP/1.1 connection ended early");
 }
 
+// === impl Gathering ===
+
+impl Gathering {
+    /// Polls the connection; while several requests wait for their answers, only after everything else that is ready.
+    fn poll<C: Future>(&mut self, cx: &mut Context<'_>, connection: Pin<&mut C>) -> Poll<C::Output> {
+        self.yielded = !self.yielded && self.unanswered.load(Ordering::Relaxed) > 1;
+        if self.yielded {
+            // Polled once, it has us woken when the worker's other tasks have had their turn.
+            let _ = pin!(yield_now()).poll(cx);
+            return Poll::Pending;
+        }
+        connection.poll(cx)
+    }
+}
+
+// === impl Counted ===
+
+impl Counted {
+    fn new(unanswered: &Arc<AtomicUsize>) -> Self {
+        unanswered.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(unanswered))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 // === impl Begun ===
 
 impl Begun {
@@ -209,5 +258,39 @@ impl Begun {
         while !self.first.load(Ordering::Acquire) {
             self.notify.notified().await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_waits_for_others_once_and_only_while_several_are_unanswered() {
+        let mut gathering = Gathering::default();
+        let mut polls = 0;
+        let mut connection = pin!(poll_fn(|_| {
+            polls += 1;
+            Poll::<()>::Pending
+        }));
+        let cx = &mut Context::from_waker(Waker::noop());
+        let one = Counted::new(&gathering.unanswered);
+        assert!(gathering.poll(cx, connection.as_mut()).is_pending());
+        let two = Counted::new(&gathering.unanswered);
+        assert!(gathering.poll(cx, connection.as_mut()).is_pending());
+        assert!(gathering.poll(cx, connection.as_mut()).is_pending());
+        drop((one, two));
+        assert!(gathering.poll(cx, connection.as_mut()).is_pending());
+        assert_eq!(polls, 3, "of four, the second gave way");
+    }
+
+    #[tokio::test]
+    async fn who_gave_way_is_woken() {
+        let mut gathering = Gathering::default();
+        let _unanswered = [Counted::new(&gathering.unanswered), Counted::new(&gathering.unanswered)];
+        let mut connection = pin!(async { 1 });
+        assert_eq!(poll_fn(|cx| gathering.poll(cx, connection.as_mut())).await, 1);
     }
 }
