@@ -4,13 +4,18 @@
 
 mod command;
 mod local;
+mod proxy;
+mod waypoint;
 mod ztunnel;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
-use command::{Failure, client, demo, echo, forward, policy, run, status, stop, up, ztunnel as node_proxy};
+use command::{
+    Failure, client, crds, demo, echo, forward, install, manifest, policy, run, status, stop, uninstall, up,
+    waypoint as waypoint_proxy, ztunnel as node_proxy,
+};
 
 /// An ambient service mesh: L4 proxy, L7 waypoint, control plane, CA and capture in one binary.
 #[derive(Debug, Parser)]
@@ -41,6 +46,19 @@ enum Command {
     Client(client::Args),
     /// Run the node proxy (ztunnel) of a cluster's node, or of one workload
     Ztunnel(Box<node_proxy::Args>),
+    /// Run the waypoint (L7 proxy) of one Gateway
+    Waypoint(Box<waypoint_proxy::Args>),
+    /// Print the custom resource definitions of the kinds that the mesh reads
+    Crds(crds::Args),
+    /// Print the objects of an installation
+    #[command(hide = true)]
+    Manifest(Box<manifest::Args>),
+    /// Bring an installation into a cluster
+    #[command(hide = true)]
+    Install(Box<install::Args>),
+    /// Take an installation out of a cluster
+    #[command(hide = true)]
+    Uninstall(Box<uninstall::Args>),
     /// Judge, explain and export authorization policies, without a mesh
     Policy(policy::Args),
     /// Say whether this machine lets this user run a mesh
@@ -59,6 +77,11 @@ fn main() -> ExitCode {
         Command::Echo(args) => block_on(echo::run(args)).map(|()| ExitCode::SUCCESS),
         Command::Client(args) => block_on(client::run(args)).map(|()| ExitCode::SUCCESS),
         Command::Ztunnel(args) => node_proxy::run(*args),
+        Command::Waypoint(args) => waypoint_proxy::run(*args),
+        Command::Crds(args) => crds::run(&args),
+        Command::Manifest(args) => manifest::run(&args),
+        Command::Install(args) => block_on(install::run(&args)),
+        Command::Uninstall(args) => block_on(uninstall::run(&args)),
         Command::Policy(args) => policy::run(args),
         Command::CheckHost => up::check_host(),
     };
@@ -69,7 +92,7 @@ fn main() -> ExitCode {
 }
 
 /// Runs a command that needs no namespace on a runtime of one thread.
-fn block_on(task: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+fn block_on<T>(task: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

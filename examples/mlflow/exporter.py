@@ -1,8 +1,10 @@
 """Sends one span with the real OpenTelemetry exporter, as an otel-collector would.
 
-usage: exporter.py ENDPOINT NAME; prints the trace id and exits 0 if the server took it, 1 if it didn't.
+usage: exporter.py ENDPOINT NAME; prints the trace id and exits 0 if the server took it, 1 if it didn't. A bearer token in TOKEN
+is sent along.
 """
 
+import os
 import sys
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -11,6 +13,9 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult, SpanExporter
 
 endpoint, name = sys.argv[1:3]
+headers = {"x-mlflow-experiment-id": "0"}
+if token := os.environ.get("TOKEN"):
+    headers["authorization"] = f"Bearer {token}"
 results = []
 
 
@@ -18,7 +23,7 @@ class Watched(SpanExporter):
     """Passes spans on and keeps what became of them."""
 
     def __init__(self):
-        self.exporter = OTLPSpanExporter(endpoint=endpoint, headers={"x-mlflow-experiment-id": "0"}, timeout=10)
+        self.exporter = OTLPSpanExporter(endpoint=endpoint, headers=headers, timeout=10)
 
     def export(self, spans):
         results.append(self.exporter.export(spans))

@@ -4,9 +4,17 @@
 //! different ways through the kernel.
 #![forbid(unsafe_code)]
 
+pub mod answers;
+mod forward;
+pub mod go;
+pub mod http1;
+pub mod http2;
 mod mesh;
 mod place;
 pub mod python;
+pub mod records;
+pub mod tls;
 
-pub use mesh::{Mesh, Output, finish};
+pub use forward::Forward;
+pub use mesh::{Mesh, Output, Running, finish};
 pub use place::{Place, each_user};

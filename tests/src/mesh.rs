@@ -1,14 +1,14 @@
 //! A running `ambit up`.
 
 use std::{
-    io::{BufRead, BufReader},
-    process::{Child, Command, Stdio},
+    io::{BufRead, BufReader, Write},
+    process::{Child, ChildStdin, Command, Stdio},
     sync::{Arc, Condvar, Mutex},
     thread,
     time::{Duration, Instant},
 };
 
-use crate::Place;
+use crate::{Forward, Place};
 
 /// How long any one thing may take in a test before it counts as failed. Far above what it should take: the machines
 /// that run tests are slow and shared.
@@ -31,6 +31,14 @@ pub struct Output {
     pub stdout: String,
     /// Standard error.
     pub stderr: String,
+}
+
+/// A command of `ambit run` that is under way, ended when dropped.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    stdin: ChildStdin,
+    lines: Arc<Lines>,
 }
 
 #[derive(Debug, Default)]
@@ -89,22 +97,33 @@ impl<'a> Mesh<'a> {
 
     /// Waits for a line with this text among those after the mark.
     pub fn wait_for_after(&self, text: &str, mark: usize) -> (usize, (Instant, String)) {
-        let deadline = Instant::now() + PATIENCE;
-        let mut all = self.lines.all.lock().expect("no reader panics");
-        loop {
-            if let Some((at, line)) = all.iter().enumerate().skip(mark).find(|(_, (_, line))| line.contains(text)) {
-                return (at, line.clone());
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            let printed = all.iter().map(|(_, line)| line.as_str()).collect::<Vec<_>>().join("\n");
-            assert!(!left.is_zero(), "no line with `{text}` in time; there were:\n{printed}");
-            all = self.lines.more.wait_timeout(all, left).expect("no reader panics").0;
+        self.lines.wait_for(text, mark)
+    }
+
+    /// Waits until so many pods have been reported ready.
+    pub fn wait_for_pods(&self, count: usize) {
+        let mut mark = 0;
+        for _ in 0..count {
+            mark = self.wait_for_after(" is ready", mark).0 + 1;
         }
     }
 
     /// All that was printed so far.
     pub fn printed(&self) -> String {
-        self.lines.all.lock().expect("no reader panics").iter().map(|(_, line)| format!("{line}\n")).collect()
+        self.lines.printed()
+    }
+
+    /// Starts `ambit run ARGUMENTS` and doesn't wait for its end.
+    pub fn begin(&self, arguments: &[&str]) -> Running {
+        let mut command = self.place.ambit();
+        command.arg("run").args(arguments);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("`ambit run` starts");
+        let lines = Arc::new(Lines::default());
+        collect(child.stdout.take().expect("piped"), Arc::clone(&lines));
+        collect(child.stderr.take().expect("piped"), Arc::clone(&lines));
+        let stdin = child.stdin.take().expect("piped");
+        Running { child, stdin, lines }
     }
 
     /// `ambit run ARGUMENTS`, to its end.
@@ -128,6 +147,33 @@ impl<'a> Mesh<'a> {
         let output = finish_with_input(&mut command, &input);
         assert_eq!(output.code, 0, "{output:?}\n{}", self.printed());
         output.stdout.lines().map(|line| serde_json::from_str(line).expect("the client answers in JSON")).collect()
+    }
+
+    /// A way into the mesh for clients in the test itself, under an identity (`NS/SA`), to `NS/SERVICE:PORT`.
+    pub fn forward(&self, identity: &str, service: &str) -> Forward {
+        let mut command = self.place.ambit();
+        command.args(["forward", service, "--as", identity]);
+        Forward::start(&mut command)
+    }
+
+    /// A connection to the operators' port of the first waypoint.
+    pub fn connect_to_operators(&self) -> std::net::TcpStream {
+        let printed = self.printed();
+        let address = printed.split("operators at http://").nth(1).and_then(|rest| rest.lines().next());
+        let address = address.unwrap_or_else(|| panic!("no operators' port in {printed}"));
+        std::net::TcpStream::connect(address).expect("the operators' port")
+    }
+
+    /// What a waypoint's operators' port (`--waypoint-admin`) says about this path.
+    pub fn operators(&self, path: &str) -> String {
+        let mut stream = self.connect_to_operators();
+        crate::http1::send(&mut stream, format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"));
+        crate::http1::rest(&mut stream)
+    }
+
+    /// Memory of the process that holds the control plane and all proxies, in bytes.
+    pub fn resident_bytes(&self) -> u64 {
+        descendants(self.pid()).into_iter().filter_map(resident).max().expect("a process of the mesh")
     }
 
     /// Sends a signal to the host process.
@@ -157,13 +203,63 @@ impl Drop for Mesh<'_> {
     }
 }
 
+// === impl Running ===
+
+impl Running {
+    /// Writes a line to its standard input.
+    pub fn say(&mut self, line: &str) {
+        // One that has ended hears nothing; what it printed says so.
+        let _ = writeln!(self.stdin, "{line}");
+    }
+
+    /// Waits until a line holds this text and returns it.
+    pub fn wait_for(&self, text: &str) -> String {
+        self.lines.wait_for(text, 0).1.1
+    }
+
+    /// All that was printed so far.
+    pub fn printed(&self) -> String {
+        self.lines.printed()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Already ended is fine.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+// === impl Lines ===
+
+impl Lines {
+    fn wait_for(&self, text: &str, mark: usize) -> (usize, (Instant, String)) {
+        let deadline = Instant::now() + PATIENCE;
+        let mut all = self.all.lock().expect("no reader panics");
+        loop {
+            if let Some((at, line)) = all.iter().enumerate().skip(mark).find(|(_, (_, line))| line.contains(text)) {
+                return (at, line.clone());
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            let printed = all.iter().map(|(_, line)| line.as_str()).collect::<Vec<_>>().join("\n");
+            assert!(!left.is_zero(), "no line with `{text}` in time; there were:\n{printed}");
+            all = self.more.wait_timeout(all, left).expect("no reader panics").0;
+        }
+    }
+
+    fn printed(&self) -> String {
+        self.all.lock().expect("no reader panics").iter().map(|(_, line)| format!("{line}\n")).collect()
+    }
+}
+
 /// Runs a command to its end.
 pub fn finish(command: &mut Command) -> Output {
     finish_with_input(command, "")
 }
 
 fn finish_with_input(command: &mut Command, input: &str) -> Output {
-    use std::{io::Write, os::unix::process::ExitStatusExt};
+    use std::os::unix::process::ExitStatusExt;
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("the command starts");
     let mut stdin = child.stdin.take().expect("piped");
@@ -188,4 +284,33 @@ fn collect(stream: impl std::io::Read + Send + 'static, lines: Arc<Lines>) {
             lines.more.notify_all();
         }
     });
+}
+
+/// Processes that this one has started, and those that they have started.
+fn descendants(of: u32) -> Vec<u32> {
+    let entries = std::fs::read_dir("/proc").expect("there is a /proc").flatten();
+    let parents: Vec<(u32, u32)> = entries
+        .filter_map(|entry| {
+            let pid = entry.file_name().to_str()?.parse().ok()?;
+            Some((pid, status(pid, "PPid:")?.parse().ok()?))
+        })
+        .collect();
+    let mut found = vec![of];
+    let mut next = 0;
+    while let Some(parent) = found.get(next).copied() {
+        found.extend(parents.iter().filter(|(_, of)| *of == parent).map(|(pid, _)| *pid));
+        next += 1;
+    }
+    found
+}
+
+/// What a process of `ambit` has in memory.
+fn resident(pid: u32) -> Option<u64> {
+    let kilobytes: u64 = status(pid, "VmRSS:")?.split(' ').next()?.parse().ok()?;
+    (status(pid, "Name:")? == "ambit").then_some(kilobytes * 1024)
+}
+
+fn status(pid: u32, field: &str) -> Option<String> {
+    let all = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    all.lines().find_map(|line| Some(line.strip_prefix(field)?.trim().to_owned()))
 }

@@ -76,15 +76,43 @@ impl Place {
 
     /// Writes a file that the user of this place may read.
     pub fn write(&self, name: &str, text: &str) -> PathBuf {
+        self.write_bytes(name, text.as_bytes())
+    }
+
+    /// The same for what is no text.
+    pub fn write_bytes(&self, name: &str, bytes: &[u8]) -> PathBuf {
         let path = self.path(name);
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent).expect("the folder can be made");
         }
-        fs::write(&path, text).expect("the file can be written");
+        fs::write(&path, bytes).expect("the file can be written");
         if let Some(uid) = self.uid {
             own(&path, uid);
         }
         path
+    }
+
+    /// Copies a program here, where the user of this place may run it. One that is here already stays.
+    pub fn install(&self, program: &Path) -> PathBuf {
+        let path = self.path(&program.file_name().expect("a program has a name").to_string_lossy());
+        // A running program can't be overwritten.
+        if !path.exists() {
+            fs::copy(program, &path).expect("the program can be copied");
+            if let Some(uid) = self.uid {
+                own(&path, uid);
+            }
+        }
+        path
+    }
+
+    /// Copies a program here, so that any user may run it, and returns its path.
+    pub fn program(&self, built: &str, name: &str) -> String {
+        let copy = self.path(name);
+        // A running program can't be overwritten.
+        if !copy.exists() {
+            fs::copy(built, &copy).expect("the program can be copied");
+        }
+        copy.display().to_string()
     }
 
     /// `ambit` with this place's user, home, state and runtime folders.

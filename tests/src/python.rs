@@ -20,6 +20,19 @@ pub fn oauth2_python() -> Option<PathBuf> {
     }
 }
 
+/// The environment with MLflow and OpenTelemetry's exporter that `cargo xtask real` makes, or that MLFLOW_ENVIRONMENT names.
+/// Where there is none it says so: it is too large to be installed by a test.
+pub fn mlflow_environment() -> Option<PathBuf> {
+    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from);
+    let environment =
+        env::var_os("MLFLOW_ENVIRONMENT").map_or_else(|| target.join("mlflow-environment"), PathBuf::from);
+    if environment.join("bin/mlflow").exists() {
+        return Some(environment);
+    }
+    eprintln!("SKIPPED: there is no MLflow; `cargo xtask real` installs it");
+    None
+}
+
 /// True if the user of this place may run it; otherwise it says so. Root's own Python is often closed to others.
 pub fn may_run(place: &Place, python: &std::path::Path) -> bool {
     let runs = place.command(python).args(["-c", &imports()]).output().is_ok_and(|output| output.status.success());

@@ -2,7 +2,12 @@
 //! that demands a SPIFFE identity and a claim.
 #![forbid(unsafe_code)]
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
 
 use ambit_tests::{Mesh, Place, each_user, python};
 use serde_json::{Value, json};
@@ -10,6 +15,31 @@ use serde_json::{Value, json};
 const COLLECTOR: &[&str] = &["-n", "kagenti-system", "--sa", "otel-collector"];
 const INTRUDER: &[&str] = &["-n", "kagenti-system", "--sa", "intruder"];
 const SERVER: &str = "http://oauth.identity.svc.cluster.local:9000";
+
+/// How long MLflow may take to start; it prepares a database.
+const MLFLOW_START: Duration = Duration::from_secs(120);
+const READER_RUNS: &[&str] = &["-n", "kagenti-system", "--sa", "reader"];
+/// Someone who may look for traces, and nothing else.
+const READER: &str = r#"
+{apiVersion: v1, kind: ServiceAccount, metadata: {name: reader, namespace: kagenti-system}}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: reader, namespace: kagenti-system}
+spec:
+  targetRefs: [{kind: Service, group: "", name: mlflow}]
+  rules:
+    - from: [{source: {serviceAccounts: [reader]}}]
+      to: [{operation: {methods: [POST], paths: [/api/3.0/mlflow/traces/search]}}]
+"#;
+/// Prints MLflow's traces of its first experiment.
+const SEARCH: &str = r#"
+import json, urllib.request
+body = {"locations": [{"type": "MLFLOW_EXPERIMENT", "mlflow_experiment": {"experiment_id": "0"}}]}
+request = urllib.request.Request("http://mlflow:5000/api/3.0/mlflow/traces/search", json.dumps(body).encode(),
+                                 {"content-type": "application/json"})
+print(urllib.request.urlopen(request, timeout=15).read().decode())
+"#;
 
 #[test]
 fn a_token_of_the_oauth2_server_and_an_identity_together_open_mlflow() {
@@ -73,6 +103,74 @@ fn scenario(place: &Place, python: &Path) {
     let answers = mesh.ask_all(COLLECTOR, "mlflow:5000", &[post(Some(&write), "/v1/traces")]);
     assert_eq!(answers[0]["status"], 401, "{answers:?}");
     assert_eq!(answers[0]["body"], "Jwks remote fetch is failed");
+}
+
+/// MLflow itself in the place of the echo, and OpenTelemetry's exporter as the collector: a trace that was sent with a fetched
+/// token is found again in MLflow, and one without isn't taken.
+#[test]
+fn mlflow_itself_takes_traces_with_a_token_only() {
+    let Some(environment) = python::mlflow_environment() else { return };
+    let Some(python) = python::oauth2_python() else { return };
+    each_user(|place| {
+        if python::may_run(place, &python) {
+            real_mlflow(place, &python, &environment);
+        }
+    });
+}
+
+fn real_mlflow(place: &Place, python: &Path, environment: &Path) {
+    adapt(place, python);
+    let (program, data) =
+        (environment.join("bin/mlflow").display().to_string(), place.path("home").display().to_string());
+    let command = json!([
+        program,
+        "server",
+        "--host",
+        "0.0.0.0",
+        "--port",
+        "5000",
+        "--workers",
+        "1",
+        "--allowed-hosts",
+        "*",
+        "--backend-store-uri",
+        format!("sqlite:///{data}/mlflow.db"),
+        "--artifacts-destination",
+        format!("{data}/artifacts")
+    ]);
+    let server = fs::read_to_string(place.path("mlflow-oauth2/server.yaml")).expect("the example");
+    let echo = r#"["ambit", "echo", "--listen", "0.0.0.0:5000"]"#;
+    assert!(server.contains(echo), "{server}");
+    place
+        .write("mlflow-oauth2/server.yaml", &server.replace(echo, &format!("{command}\n          workingDir: {data}")));
+    place.write("mlflow-oauth2/reader.yaml", READER);
+    let mesh = Mesh::up(place, &["-f", "mlflow-oauth2"]);
+    mesh.wait_for(&format!("the keys of {SERVER}/jwks.json are in force"));
+    let begun = Instant::now();
+    while !mesh.printed().contains("pod kagenti-system/mlflow") {
+        assert!(begun.elapsed() < MLFLOW_START, "MLflow doesn't start:\n{}", mesh.printed());
+        thread::sleep(Duration::from_millis(200));
+    }
+
+    let interpreter = environment.join("bin/python").display().to_string();
+    let exporter = place.path("mlflow/exporter.py").display().to_string();
+    let export = |token: &str, name: &str| {
+        let token = format!("TOKEN={token}");
+        let command = ["--", "env", &token, &interpreter, &exporter, "http://mlflow:5000/v1/traces", name];
+        mesh.run(&[COLLECTOR, &command].concat())
+    };
+    let token = fetch(&mesh, place, python, ["otel-collector", "only-for-this-example", "traces:write"]);
+    let taken = export(&token, "with-token");
+    assert_eq!(taken.code, 0, "{taken:?}\n{}", mesh.printed());
+    for token in ["", &tampered(&token)] {
+        let refused = export(token, "without");
+        assert_eq!(refused.code, 1, "{refused:?}");
+    }
+    let found = mesh.run(&[READER_RUNS, &["--", &interpreter, "-c", SEARCH]].concat());
+    assert_eq!(found.code, 0, "{found:?}\n{}", mesh.printed());
+    let wanted = format!("tr-{}", taken.stdout.trim());
+    assert!(found.stdout.contains(&wanted), "{wanted} in {found:?}");
+    assert_eq!(found.stdout.matches("\"trace_id\"").count(), 1, "the others weren't taken: {found:?}");
 }
 
 /// Puts the paths of this place into the manifests.

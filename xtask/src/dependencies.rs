@@ -29,7 +29,10 @@ const ALLOWED: &[&str] = &[
 /// remove the cause, or add it here with what asks for the old version.
 const DUPLICATES: &[(&str, &str)] = &[
     ("base64", "k8s-openapi"),
+    ("foldhash", "saphyr-parser, by hashlink and hashbrown"),
+    ("getrandom", "kube-runtime, by ahash"),
     ("hashbrown", "saphyr-parser, by hashlink"),
+    ("pem", "kube-client"),
     ("syn", "derives that haven't moved to syn 3"),
     ("synstructure", "x509-parser, by asn1-rs-derive"),
     ("unicode-width", "miette"),

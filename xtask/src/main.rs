@@ -3,14 +3,16 @@
 //! `test [--fast]` runs every test; `lint` checks format, lints, licences and duplicate dependencies; `bench` measures the
 //! policy engine, the node proxy and the waypoint; `interop` lets the node proxy talk to a real ztunnel; `soak` runs it, or the waypoint, while
 //! everything around it changes; `conformance` compares it with a real Envoy; `fuzz` tries random inputs on it; `real` runs the MLflow
-//! example against the real server and exporter.
+//! example against the real server and exporter; `kube` runs a real Kubernetes API server.
 #![forbid(unsafe_code)]
 
 mod bench;
 mod conformance;
 mod dependencies;
 mod fuzz;
+mod image;
 mod interop;
+mod kube;
 mod real;
 mod soak;
 
@@ -41,6 +43,9 @@ commands:
                   load the waypoint while policies, routes and endpoints change; 600 seconds if not said
   conformance envoy [--requests N] [--seed S]
                   compare the policy engine with a real Envoy on random policies and requests (needs Python)
+  image [--profile PROFILE] [--binary PATH]
+                  build the static program and write a container image (OCI layout) into target/image
+  kube up|down    start or end a real Kubernetes API server on loopback, for trying things (needs Python)
   fuzz [TARGET...] [--runs N]
                   try random inputs on the policy loader and engine
   real            run examples/mlflow with a real MLflow server and a real OpenTelemetry exporter (needs Python)
@@ -63,6 +68,8 @@ fn main() -> ExitCode {
         ["soak", "ztunnel", arguments @ ..] => soak::ztunnel(arguments),
         ["soak", "waypoint", arguments @ ..] => soak::waypoint(arguments),
         ["conformance", arguments @ ..] => conformance::run(arguments),
+        ["image", arguments @ ..] => image::run(arguments),
+        ["kube", arguments @ ..] => kube::run(arguments),
         ["fuzz", arguments @ ..] => fuzz::run(arguments),
         ["real"] => real::run(),
         _ => Err(USAGE.to_owned()),

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{Request, Uri, header};
+use http::{HeaderValue, Request, Uri, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -49,6 +49,9 @@ pub struct Ask {
 pub struct Answer {
     /// HTTP status, if there was an answer.
     pub status: Option<u16>,
+    /// The answer's headers.
+    #[serde(default)]
+    pub headers: Vec<(String, String)>,
     /// The answer's body.
     pub body: String,
     /// Why there was no answer.
@@ -108,9 +111,11 @@ async fn exchange(args: &Args, slot: &mut Option<Sender>, ask: &Ask) -> Result<A
     }
     .map_err(|error| chain(&error))?;
     let status = response.status().as_u16();
+    let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+    let headers = response.headers().iter().map(|(name, value)| (name.to_string(), text(value))).collect();
     let body = Limited::new(response.into_body(), MAX_BODY_BYTES).collect().await.map_err(|error| error.to_string())?;
     let body = String::from_utf8_lossy(&body.to_bytes()).into_owned();
-    Ok(Answer { status: Some(status), body, reused, ..Answer::default() })
+    Ok(Answer { status: Some(status), headers, body, reused, ..Answer::default() })
 }
 
 async fn connect(args: &Args) -> Result<Sender, String> {

@@ -1,14 +1,19 @@
 //! One module per command: its arguments and how its outcome is shown.
 
 pub mod client;
+pub mod crds;
 pub mod demo;
 pub mod echo;
 pub mod forward;
+pub mod install;
+pub mod manifest;
 pub mod policy;
 pub mod run;
 pub mod status;
 pub mod stop;
+pub mod uninstall;
 pub mod up;
+pub mod waypoint;
 pub mod ztunnel;
 
 use std::fmt;

@@ -1,4 +1,4 @@
-//! How much of this machine the node proxy's connections may take: files, and memory. Connections past that are refused;
+//! How much of this machine a proxy's connections may take: files, and memory. Connections past that are refused;
 //! without the bound they would take what a change of policy, or another pod, needs.
 
 use ambit_ztunnel::Limits;
@@ -19,9 +19,43 @@ const MEMORY_LIMITS: [&str; 2] = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/m
 /// Of the container's memory, the share that connections may hold.
 const MEMORY_SHARE: u64 = 2;
 
+/// Of a waypoint, how many files one client's connection takes: itself, and what its tunnels lead to.
+const PER_CLIENT: u64 = 4;
+/// How much memory one client's connection holds at most while it is idle, and how much each tunnel more.
+const CLIENT_BYTES: u64 = 64 << 10;
+const TUNNEL_BYTES: u64 = 32 << 10;
+
+/// How much this machine and container give a waypoint's clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// Connections.
+    pub connections: usize,
+    /// Tunnels in them.
+    pub tunnels: usize,
+}
+
 /// Raises the limit of open files as far as this user may, and fits the node proxy's limits under it, and under the
 /// container's memory.
 pub fn fit(limits: Limits) -> Limits {
+    let (open, memory) = given();
+    within(under(limits, open), memory)
+}
+
+/// Raises the limit of open files as far as this user may, and says how much there is for a waypoint's clients. A quarter of
+/// the container's memory is for their connections, a quarter for the tunnels in them, the rest for what they carry.
+pub fn room() -> Room {
+    let (open, memory) = given();
+    room_in(open, memory)
+}
+
+fn room_in(files: u64, memory: Option<u64>) -> Room {
+    let memory = memory.unwrap_or(u64::MAX) / (2 * MEMORY_SHARE);
+    let connections = (files.saturating_sub(RESERVED) / PER_CLIENT).min(memory / CLIENT_BYTES);
+    Room { connections: count(connections), tunnels: count(memory / TUNNEL_BYTES) }
+}
+
+/// Files that may be open, after raising their limit, and the container's memory if that is limited.
+fn given() -> (u64, Option<u64>) {
     let now = getrlimit(Resource::Nofile);
     let wanted = now.maximum.unwrap_or(MOST).min(MOST);
     let raised = Rlimit { current: Some(wanted), maximum: now.maximum };
@@ -29,8 +63,7 @@ pub fn fit(limits: Limits) -> Limits {
     let open = if current < wanted && setrlimit(Resource::Nofile, raised).is_ok() { wanted } else { current };
     let texts = MEMORY_LIMITS.iter().filter_map(|path| std::fs::read_to_string(path).ok());
     // A number for each; without a limit it's a word, or larger than any memory.
-    let memory = texts.filter_map(|text| text.trim().parse().ok()).min();
-    within(under(limits, open), memory)
+    (open, texts.filter_map(|text| text.trim().parse().ok()).min())
 }
 
 fn under(limits: Limits, files: u64) -> Limits {
@@ -77,6 +110,19 @@ mod tests {
             (Some(0), 1),
         ] {
             assert_eq!(within(default, memory).memory_bytes, bytes, "{memory:?}");
+        }
+    }
+
+    #[test]
+    fn a_waypoints_clients_leave_files_and_memory_for_what_they_carry() {
+        for (files, memory, connections, tunnels) in [
+            (MOST, None, (MOST - RESERVED) / PER_CLIENT, u64::MAX / 4 / TUNNEL_BYTES),
+            (1_024, None, (1_024 - RESERVED) / PER_CLIENT, u64::MAX / 4 / TUNNEL_BYTES),
+            (MOST, Some(256 << 20), 1_024, 2_048),
+            (0, Some(0), 1, 1),
+        ] {
+            let room = Room { connections: count(connections), tunnels: count(tunnels) };
+            assert_eq!(room_in(files, memory), room, "{files} files, {memory:?} bytes");
         }
     }
 }

@@ -3,13 +3,9 @@
 
 mod handshakes;
 mod identities;
-mod log;
-mod memory;
 mod operate;
 mod pods;
-mod readiness;
 pub mod settings;
-mod shutdown;
 mod sources;
 
 #[cfg(test)]
@@ -38,13 +34,21 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    log::Log,
     pods::{Place, Serving},
-    readiness::{Part, Readiness},
-    settings::{ProxyMode, Settings, WorkloadName},
-    shutdown::{Shutdown, Signals},
+    settings::{ProxyMode, Settings},
 };
-use crate::{command::Failure, local::files};
+use crate::{
+    command::Failure,
+    local::files,
+    proxy::{
+        log::{Log, write_records},
+        memory,
+        readiness::{self, Part, Readiness},
+        settings::WorkloadName,
+        shutdown::{Second, Shutdown, Signals},
+        version,
+    },
+};
 
 /// How long tasks may take to notice that their runtime ends.
 const RUNTIME_GRACE: Duration = Duration::from_millis(100);
@@ -139,12 +143,13 @@ impl Proxy {
             data.spawn(identities::keep(Arc::clone(&store), Arc::clone(&certificates), node));
         }
         let (recorder, records) = ambit_telemetry::recorder_counting(Arc::clone(&metrics.dropped_records));
-        let records = tokio::spawn(log.clone().write_records(records, stop.clone()));
+        let lines = log.clone();
+        let records = tokio::spawn(write_records(records, stop.clone(), move |record| lines.write(record)));
         tokio::spawn(memory::keep_small(readiness.clone()));
         let (openings, ends) = (log.clone(), log.clone());
         let recorder = recorder.with_openings_when(move || openings.wants_openings());
         let recorder = recorder.with_records_when(move |record| ends.wants(record));
-        let on_demand = configured.discovery.filter(|_| settings.control_plane.xds_on_demand).map(OnDemand::new);
+        let on_demand = configured.discovery.filter(|_| settings.sources.xds_on_demand).map(OnDemand::new);
         let config = ambit_ztunnel::Config { on_demand, handshakes, ..configuration(&settings, limits, &metrics) };
         let ztunnel = Ztunnel::new(config, store, certificates, Arc::new(HostNetwork), recorder);
         let (shutdown, draining) = (Shutdown::new(), Arc::new(AtomicBool::new(false)));
@@ -170,13 +175,13 @@ impl Proxy {
                 // Pods that go away during the drain are still heard of: the task lives as long as the runtime.
                 let mut serving = self.serve_node();
                 tokio::select! {
-                    reason = signals.first(&self.shutdown) => Ok(reason),
+                    reason = signals.first(&self.shutdown, Second::Interrupt) => Ok(reason),
                     ended = &mut serving => Err(ended),
                 }
             }
             ProxyMode::Dedicated => {
                 self.serve_own_workload()?;
-                Ok(signals.first(&self.shutdown).await)
+                Ok(signals.first(&self.shutdown, Second::Interrupt).await)
             }
         };
         let outcome = match failure {
@@ -359,8 +364,4 @@ fn search_domains() -> Vec<String> {
 fn resolv_conf() -> resolv_conf::Config {
     let text = std::fs::read("/etc/resolv.conf").unwrap_or_default();
     resolv_conf::Config::parse(text).unwrap_or_else(|_| resolv_conf::Config::new())
-}
-
-fn version() -> String {
-    std::env::var("ISTIO_META_ISTIO_VERSION").unwrap_or_else(|_| env!("CARGO_PKG_VERSION").to_owned())
 }

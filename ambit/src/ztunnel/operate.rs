@@ -15,8 +15,11 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{log::Log, settings::Settings, shutdown::Shutdown};
-use crate::command::Failure;
+use super::settings::Settings;
+use crate::{
+    command::Failure,
+    proxy::{log::Log, shutdown::Shutdown, version},
+};
 
 /// The pods that wait for a proxy, once there is a node agent that names pods.
 pub type Pending = Arc<OnceLock<watch::Receiver<Vec<PendingPod>>>>;
@@ -56,7 +59,7 @@ fn administration(shown: Shown<'_>) -> Admin {
         version: Version {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             build_profile: if cfg!(debug_assertions) { "debug" } else { "release" }.to_owned(),
-            istio_version: super::version(),
+            istio_version: version(),
             crypto_provider: "aws-lc".to_owned(),
             ..Version::default()
         },

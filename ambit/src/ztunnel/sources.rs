@@ -2,24 +2,27 @@
 
 use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
-use ambit_identity::{Ca, CertificateSource, CertificateStore, CrlFile, SystemClock, Trust};
+use ambit_identity::{Ca, CertificateSource, CertificateStore, SystemClock};
 use ambit_mesh::Store;
 use ambit_telemetry::metrics::{Metrics, XdsEnd};
 use ambit_xds::{
-    ADDRESS_TYPE, AUTHORIZATION_TYPE, Endpoint, Roots, Token,
+    ADDRESS_TYPE, AUTHORIZATION_TYPE,
     ca::{CaClient, CaOptions},
-    channel,
-    client::{Client, Handle, NodeIdentity, Options, Stats, Termination, Watch},
+    client::{Handle, NodeIdentity, Options, Stats, Termination, Watch},
     local,
 };
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    readiness::{Part, Readiness},
-    settings::{ControlPlane, ProxyMode, Settings, metadata, prefixed},
+use super::settings::{ProxyMode, Settings, Sources};
+use crate::{
+    command::Failure,
+    proxy::{
+        control_plane,
+        readiness::{Part, Readiness},
+        settings::metadata,
+    },
 };
-use crate::command::Failure;
 
 /// How often what the discovery client counts is taken over into the metrics.
 const STATS_PERIOD: Duration = Duration::from_secs(1);
@@ -45,21 +48,21 @@ pub fn configuration(
     metrics: &Arc<Metrics>,
     stop: &CancellationToken,
 ) -> Result<Configured, Failure> {
-    let local = local_configuration(&settings.control_plane, store)?;
+    let local = local_configuration(&settings.sources, store)?;
     let Some(address) = settings.control_plane.xds_address() else {
         readiness.set(Part::State, true);
         return Ok(Configured { discovery: None, local });
     };
-    let handle = discover(settings, &address, store, stop)?;
+    let handle = control_plane::discover(discovery(settings, &address)?, store, stop)?;
     tokio::spawn(publish_state(handle.clone(), readiness.clone()));
     tokio::spawn(count(handle.clone(), Arc::clone(metrics)));
     Ok(Configured { discovery: Some(handle), local })
 }
 
 /// Puts the local configuration in force, if there is one, and returns what it says.
-fn local_configuration(control_plane: &ControlPlane, store: &Store) -> Result<Option<Value>, Failure> {
+fn local_configuration(sources: &Sources, store: &Store) -> Result<Option<Value>, Failure> {
     let wrong = |error: local::LocalError| Failure::new(error.to_string());
-    let (name, text) = match (&control_plane.local_xds_path, &control_plane.local_xds) {
+    let (name, text) = match (&sources.local_xds_path, &sources.local_xds) {
         (Some(path), _) => (path.display().to_string(), local::read(path).map_err(wrong)?),
         (None, Some(text)) => ("LOCAL_XDS".to_owned(), text.clone()),
         (None, None) => return Ok(None),
@@ -69,29 +72,9 @@ fn local_configuration(control_plane: &ControlPlane, store: &Store) -> Result<Op
     local::content(&name, &text).map(Some).map_err(wrong)
 }
 
-fn discover(
-    settings: &Settings,
-    address: &str,
-    store: &Arc<Store>,
-    stop: &CancellationToken,
-) -> Result<Handle, Failure> {
-    let (sink, pushes) = channel::channel();
-    let (client, handle) =
-        Client::new(discovery(settings, address)?, sink).map_err(|error| Failure::new(error.to_string()))?;
-    tokio::spawn(Arc::clone(store).run(pushes));
-    tokio::spawn(client.run(stop.clone()));
-    Ok(handle)
-}
-
 /// What the client of the control plane at this address is told.
 pub(super) fn discovery(settings: &Settings, address: &str) -> Result<Options, Failure> {
     let control_plane = &settings.control_plane;
-    let endpoint = Server {
-        address,
-        roots: &control_plane.xds_root_ca,
-        alternative: control_plane.alt_xds_hostname.as_ref(),
-        headers: "XDS_HEADER_",
-    };
     let node = NodeIdentity {
         pod: settings.mode.pod_name.clone(),
         namespace: settings.mode.pod_namespace.clone(),
@@ -99,12 +82,14 @@ pub(super) fn discovery(settings: &Settings, address: &str) -> Result<Options, F
         node: settings.mode.node_name.clone().unwrap_or_default(),
         cluster_id: settings.mode.cluster(),
         metadata: node_metadata(settings)?,
+        ..NodeIdentity::default()
     };
-    let addresses = if control_plane.xds_on_demand { Watch::on_demand(ADDRESS_TYPE) } else { Watch::all(ADDRESS_TYPE) };
+    let addresses =
+        if settings.sources.xds_on_demand { Watch::on_demand(ADDRESS_TYPE) } else { Watch::all(ADDRESS_TYPE) };
     Ok(Options {
         watches: vec![Watch::all(AUTHORIZATION_TYPE), addresses],
         state_file: control_plane.xds_state_file.clone(),
-        ..Options::new(endpoint.endpoint("XDS_ADDRESS", settings)?, node)
+        ..Options::new(control_plane::discovery_endpoint(control_plane, address)?, node)
     })
 }
 
@@ -139,27 +124,13 @@ struct Counts {
     refused: u64,
 }
 
-/// A server of the control plane, as the settings name it.
-struct Server<'s> {
-    address: &'s str,
-    roots: &'s str,
-    alternative: Option<&'s String>,
-    headers: &'static str,
-}
-
 /// Keeps workloads' certificates, as the settings say.
 ///
 /// # Errors
 /// When the CA's settings or the revocation lists can't be used.
 pub fn certificates(settings: &Settings) -> Result<Arc<CertificateStore>, Failure> {
-    let control_plane = &settings.control_plane;
-    let trust = Trust::new(control_plane.compliance_policy);
-    if let Some(path) = &control_plane.crl_path {
-        let mut file = CrlFile::new(path);
-        file.load(&trust).map_err(|error| Failure::new(format!("CRL_PATH: {error}")))?;
-        tokio::spawn(file.watch(Arc::clone(&trust)));
-    }
-    let source = match &control_plane.insecure_ca_dir {
+    let trust = control_plane::trust(&settings.control_plane)?;
+    let source = match &settings.sources.insecure_ca_dir {
         Some(folder) => insecure_ca(settings, folder)?,
         None => Arc::new(CaClient::new(ca(settings)?)),
     };
@@ -174,34 +145,9 @@ fn insecure_ca(settings: &Settings, folder: &Path) -> Result<Arc<dyn Certificate
 
 /// What the client of the CA is told.
 pub(super) fn ca(settings: &Settings) -> Result<CaOptions, Failure> {
-    let control_plane = &settings.control_plane;
-    let address = control_plane.ca_address().ok_or_else(|| Failure::new("CA_ADDRESS is empty"))?;
-    let server = Server {
-        address: &address,
-        roots: &control_plane.ca_root_ca,
-        alternative: control_plane.alt_ca_hostname.as_ref(),
-        headers: "CA_HEADER_",
-    };
-    Ok(CaOptions {
-        ttl: control_plane.secret_ttl,
-        // The token of a dedicated proxy is its workload's own.
-        impersonate: settings.mode.proxy_mode == ProxyMode::Shared,
-        ..CaOptions::new(server.endpoint("CA_ADDRESS", settings)?, settings.mode.cluster())
-    })
-}
-
-// === impl Server ===
-
-impl Server<'_> {
-    fn endpoint(&self, variable: &str, settings: &Settings) -> Result<Endpoint, Failure> {
-        let address = self.address.parse().map_err(|error| Failure::new(format!("{variable}: {error}")))?;
-        Ok(Endpoint {
-            alternative_server_name: self.alternative.filter(|name| !name.is_empty()).cloned(),
-            token: Token::from_setting(&settings.control_plane.token()),
-            headers: prefixed(self.headers).into_iter().collect(),
-            ..Endpoint::new(address, Roots::from_setting(self.roots))
-        })
-    }
+    // The token of a dedicated proxy is its workload's own.
+    let impersonate = settings.mode.proxy_mode == ProxyMode::Shared;
+    control_plane::ca_options(&settings.control_plane, settings.mode.cluster(), impersonate)
 }
 
 // === impl Counts ===

@@ -206,5 +206,5 @@ fn network(settings: &Settings) -> String {
 }
 
 fn local(settings: &Settings) -> String {
-    format!("{:?} {:?}", settings.control_plane.local_xds_path, settings.control_plane.local_xds)
+    format!("{:?} {:?}", settings.sources.local_xds_path, settings.sources.local_xds)
 }

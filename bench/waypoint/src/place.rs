@@ -51,7 +51,7 @@ pub(crate) fn pem_files(folder: &Path, identity: &SpiffeId) -> Result<PemFiles, 
     Ok(PemFiles {
         chain: write("envoy.pem", &chain)?,
         key: write("envoy.key", &key.serialize_pem())?,
-        roots: write("roots.pem", ca.root_pem())?,
+        roots: write("roots.pem", &ca.root_pem())?,
     })
 }
 

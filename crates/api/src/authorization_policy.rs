@@ -3,7 +3,10 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::schema::rules;
 
 /// A policy with the metadata that gives it its meaning.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,14 +24,16 @@ pub struct AuthorizationPolicy {
 }
 
 /// The `spec` of an AuthorizationPolicy.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = rules::ONE_ATTACHMENT))]
 pub struct AuthorizationPolicySpec {
     /// Pods the policy applies to at their node proxy; absent means the whole namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<WorkloadSelector>,
     /// Objects the policy is attached to, enforced by their waypoint. At most 16.
     #[serde(default, deserialize_with = "null_as_default", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
     pub target_refs: Vec<PolicyTargetReference>,
     /// The older, single form of `target_refs`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -41,6 +46,7 @@ pub struct AuthorizationPolicySpec {
     pub provider: Option<Provider>,
     /// Any rule that matches makes the policy match. At most 512. Absent and empty differ only in validation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512))]
     pub rules: Option<Vec<Rule>>,
 }
 
@@ -54,7 +60,7 @@ where
 }
 
 /// What a matching policy does.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Action {
     /// Permit the request; once any ALLOW policy applies, everything else is denied.
@@ -69,34 +75,48 @@ pub enum Action {
 }
 
 /// Pods by their labels.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct WorkloadSelector {
     /// All of these labels must be present with these values.
     #[serde(default, deserialize_with = "null_as_default")]
+    #[schemars(extend(
+        "maxProperties" = rules::MAX_LABELS,
+        "x-kubernetes-validations" = rules::LABEL_KEYS,
+        "additionalProperties" = {
+            "type": "string",
+            "maxLength": rules::MAX_LABEL_VALUE,
+            "x-kubernetes-validations": rules::LABEL_VALUE,
+        },
+    ))]
     pub match_labels: BTreeMap<String, String>,
 }
 
 /// A reference to the object a policy is attached to.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("required" = ["kind", "name"], "x-kubernetes-validations" = rules::TARGET_KINDS))]
 pub struct PolicyTargetReference {
     /// API group; `""` (or left out, or `core`) is the core group.
     #[serde(default, deserialize_with = "null_as_default")]
+    #[schemars(length(max = 253), regex(pattern = rules::GROUP_PATTERN))]
     pub group: String,
     /// Kind: Service, ServiceEntry, Gateway or GatewayClass.
     #[serde(default, deserialize_with = "null_as_default")]
+    #[schemars(length(min = 1, max = 63), regex(pattern = rules::KIND_PATTERN))]
     pub kind: String,
     /// Name of the object, in the policy's own namespace.
     #[serde(default, deserialize_with = "null_as_default")]
+    #[schemars(length(min = 1, max = 253))]
     pub name: String,
     /// Must be empty: references don't cross namespaces.
     #[serde(default, deserialize_with = "null_as_default", skip_serializing_if = "String::is_empty")]
+    #[schemars(extend("x-kubernetes-validations" = rules::NO_NAMESPACE))]
     pub namespace: String,
 }
 
 /// The external authorizer that a CUSTOM policy names.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Provider {
     /// Name of a mesh extension provider.
@@ -105,14 +125,16 @@ pub struct Provider {
 }
 
 /// One rule: `from`, `to` and every `when` must all match; an absent part matches anything.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Rule {
     /// Any of these sources.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512))]
     pub from: Option<Vec<From>>,
     /// Any of these operations.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512))]
     pub to: Option<Vec<To>>,
     /// All of these conditions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -120,7 +142,7 @@ pub struct Rule {
 }
 
 /// An entry of `from`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct From {
     /// The source; its fields are AND-ed, the values in one field OR-ed.
@@ -129,7 +151,7 @@ pub struct From {
 }
 
 /// An entry of `to`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct To {
     /// The operation; its fields are AND-ed, the values in one field OR-ed.
@@ -139,8 +161,8 @@ pub struct To {
 
 macro_rules! string_lists {
     ($(#[$doc:meta])* $name:ident { $($(#[$fdoc:meta])* $field:ident),* $(,)? }) => {
+        #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
         $(#[$doc])*
-        #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
         #[serde(rename_all = "camelCase", deny_unknown_fields)]
         pub struct $name {
             $($(#[$fdoc])* #[serde(default, deserialize_with = "null_as_default", skip_serializing_if = "Vec::is_empty")] pub $field: Vec<String>,)*
@@ -158,6 +180,7 @@ macro_rules! string_lists {
 
 string_lists! {
     /// Who is calling.
+    #[schemars(extend("x-kubernetes-validations" = rules::SERVICE_ACCOUNTS_ALONE))]
     Source {
         /// Peer identities without the scheme: `cluster.local/ns/a/sa/b`; exact, prefix, suffix or presence.
         principals,
@@ -172,8 +195,10 @@ string_lists! {
         /// None of these namespaces.
         not_namespaces,
         /// `account` (in the policy's namespace) or `namespace/account`. At most 16.
+        #[schemars(length(max = 16), inner(length(max = 320)))]
         service_accounts,
         /// None of these service accounts.
+        #[schemars(length(max = 16), inner(length(max = 320)))]
         not_service_accounts,
         /// Trust domains of the peer identity.
         trust_domains,
@@ -213,8 +238,9 @@ string_lists! {
 }
 
 /// A condition on one attribute.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("required" = ["key"]))]
 pub struct Condition {
     /// The attribute, for example `request.headers[x-team]`.
     #[serde(default, deserialize_with = "null_as_default")]

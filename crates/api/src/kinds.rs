@@ -1,32 +1,28 @@
 //! A document to an object: which kind it is, its type, its metadata.
 
-use std::{collections::BTreeMap, sync::Arc};
+mod written;
+
+use std::sync::Arc;
 
 use gateway_api::gateways::Gateway;
-use k8s_openapi::{
-    api::{
-        apps::v1::Deployment,
-        core::v1::{Namespace, Pod, Service, ServiceAccount},
-    },
-    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+use k8s_openapi::api::{
+    apps::v1::Deployment,
+    core::v1::{Namespace, Pod, Service, ServiceAccount},
 };
-use serde::{Deserialize, de::DeserializeOwned};
 
+use self::written::{
+    BackendTrafficObject, DestinationObject, MeshObject, Named, PeerObject, PolicyObject, TokenObject, TrafficObject,
+    attached_only, attached_route, named_host, route,
+};
 use crate::{
-    AuthorizationPolicy, BackendTrafficPolicy, DestinationRule, Diagnostic, MeshConfig, Object, ObjectRef, Origin,
-    PeerAuthentication, RequestAuthentication, Resource, Route, Severity, Source, TrafficPolicy,
-    authorization_policy::{AuthorizationPolicySpec, PolicyTargetReference, WorkloadSelector},
-    backend_traffic_policy::{self, BackendTrafficPolicySpec},
+    Diagnostic, MeshConfig, Object, ObjectRef, Origin, Resource, Severity, Source, backend_traffic_policy,
     codes::{self, Code},
-    destination_rule::{self, DestinationRuleSpec},
+    destination_rule,
     diagnostic::Findings,
     limits::MAX_OBJECTS_PER_FILE,
-    mesh_config::MeshConfigSpec,
-    peer_authentication::PeerAuthenticationSpec,
-    request_authentication::RequestAuthenticationSpec,
-    routes::{self, GrpcRouteSpec, HttpRouteSpec, ParentReference, RouteSpec, TcpRouteSpec, TlsRouteSpec},
+    routes::{self, GrpcRouteSpec, HttpRouteSpec, RouteSpec, TcpRouteSpec, TlsRouteSpec},
     text::{nearest, quoted},
-    traffic_policy::{self, TrafficPolicySpec},
+    traffic_policy,
     yaml::{self, Node, Typed, Unknown, Value},
 };
 
@@ -196,6 +192,16 @@ const KINDS: &[Row] = &[
     }),
 ];
 
+/// Kind, group and versions of those that an API server doesn't have by itself.
+#[cfg(test)]
+pub(crate) fn custom_kinds() -> impl Iterator<Item = (&'static str, &'static str, &'static [&'static str])> {
+    let built_in = ["", "apps"];
+    KINDS
+        .iter()
+        .filter(move |(_, group, ..)| !built_in.contains(group))
+        .map(|(kind, group, versions, _)| (*kind, *group, *versions))
+}
+
 const POLICY_KIND: &str = "AuthorizationPolicy";
 const DESTINATION_KIND: &str = "DestinationRule";
 const MESH_CONFIG_KIND: &str = "MeshConfig";
@@ -314,243 +320,6 @@ fn written_namespace(root: &Node) -> Option<&str> {
         Value::Text(namespace) if !namespace.is_empty() => Some(namespace),
         _ => None,
     }
-}
-
-/// What all types have: metadata whose name and namespace are filled in.
-trait Named: DeserializeOwned {
-    fn metadata_mut(&mut self) -> &mut ObjectMeta;
-}
-
-macro_rules! named {
-    ($($kind:ty),*) => {
-        $(impl Named for $kind {
-            fn metadata_mut(&mut self) -> &mut ObjectMeta {
-                &mut self.metadata
-            }
-        })*
-    };
-}
-
-named!(
-    Namespace,
-    ServiceAccount,
-    Pod,
-    Deployment,
-    Service,
-    Gateway,
-    PolicyObject,
-    PeerObject,
-    TokenObject,
-    DestinationObject,
-    MeshObject,
-    TrafficObject,
-    BackendTrafficObject
-);
-
-/// An AuthorizationPolicy as it is written, with Kubernetes' metadata.
-#[derive(Deserialize)]
-struct PolicyObject {
-    metadata: ObjectMeta,
-    #[serde(default, deserialize_with = "crate::authorization_policy::null_as_default")]
-    spec: AuthorizationPolicySpec,
-}
-
-impl PolicyObject {
-    fn into_policy(self, object: &ObjectRef) -> AuthorizationPolicy {
-        AuthorizationPolicy {
-            namespace: object.namespace.clone().unwrap_or_default(),
-            name: object.name.clone(),
-            annotations: self.metadata.annotations.unwrap_or_default(),
-            spec: self.spec,
-        }
-    }
-}
-
-/// What is left of a policy whose form is wrong: what it is attached to. If not even that can be read, it is attached to
-/// everything that it could be.
-fn attached_only(origin: &Origin) -> AuthorizationPolicy {
-    let read = origin.typed::<AttachmentObject>().and_then(|typed| typed.object.ok());
-    let Attachment { selector, target_refs, target_ref } = read.map(|object| object.spec).unwrap_or_default();
-    let spec = AuthorizationPolicySpec { selector, target_refs, target_ref, ..AuthorizationPolicySpec::default() };
-    let ObjectRef { namespace, name, .. } = origin.object().clone();
-    AuthorizationPolicy { namespace: namespace.unwrap_or_default(), name, annotations: BTreeMap::new(), spec }
-}
-
-/// The fields of an AuthorizationPolicy that say what it is attached to.
-#[derive(Deserialize)]
-struct AttachmentObject {
-    #[serde(default, deserialize_with = "crate::authorization_policy::null_as_default")]
-    spec: Attachment,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Attachment {
-    #[serde(default)]
-    selector: Option<WorkloadSelector>,
-    #[serde(default, deserialize_with = "crate::authorization_policy::null_as_default")]
-    target_refs: Vec<PolicyTargetReference>,
-    #[serde(default)]
-    target_ref: Option<PolicyTargetReference>,
-}
-
-/// A PeerAuthentication as it is written, with Kubernetes' metadata.
-#[derive(Deserialize)]
-struct PeerObject {
-    metadata: ObjectMeta,
-    #[serde(default, deserialize_with = "crate::authorization_policy::null_as_default")]
-    spec: PeerAuthenticationSpec,
-}
-
-impl PeerObject {
-    fn into_policy(self, object: &ObjectRef) -> PeerAuthentication {
-        PeerAuthentication {
-            namespace: object.namespace.clone().unwrap_or_default(),
-            name: object.name.clone(),
-            created: self.metadata.creation_timestamp.map(|time| time.0.to_string()),
-            spec: self.spec,
-        }
-    }
-}
-
-/// A route as it is written, with Kubernetes' metadata.
-#[derive(Deserialize)]
-#[serde(bound(deserialize = "S: Deserialize<'de> + Default"))]
-struct RouteObject<S> {
-    metadata: ObjectMeta,
-    #[serde(default, deserialize_with = "crate::authorization_policy::null_as_default")]
-    spec: S,
-}
-
-impl<S: DeserializeOwned + Default> Named for RouteObject<S> {
-    fn metadata_mut(&mut self) -> &mut ObjectMeta {
-        &mut self.metadata
-    }
-}
-
-fn route<S>(origin: &Origin, faults: &mut Faults<'_>, spec: fn(S) -> RouteSpec) -> Option<Resource>
-where
-    S: DeserializeOwned + Default,
-{
-    let object = typed::<RouteObject<S>>(origin, faults)?;
-    let ObjectRef { namespace, name, .. } = origin.object().clone();
-    let created = object.metadata.creation_timestamp.map(|time| time.0.to_string());
-    let namespace = namespace.unwrap_or_default();
-    Some(Resource::Route(Box::new(Route { namespace, name, created, spec: spec(object.spec) })))
-}
-
-/// What is left of a route whose form is wrong: what it is attached to, where that can be read.
-fn attached_route(origin: &Origin) -> Route {
-    #[derive(Deserialize)]
-    struct Attached {
-        #[serde(default, deserialize_with = "crate::authorization_policy::null_as_default")]
-        spec: Parents,
-    }
-    #[derive(Default, Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Parents {
-        #[serde(default, deserialize_with = "crate::authorization_policy::null_as_default")]
-        parent_refs: Vec<ParentReference>,
-    }
-    let read = origin.typed::<Attached>().and_then(|typed| typed.object.ok());
-    let parent_refs = read.map(|object| object.spec.parent_refs).unwrap_or_default();
-    let spec = match kind_of(origin) {
-        "GRPCRoute" => RouteSpec::Grpc(GrpcRouteSpec { parent_refs, ..GrpcRouteSpec::default() }),
-        "TLSRoute" => RouteSpec::Tls(TlsRouteSpec { parent_refs, ..TlsRouteSpec::default() }),
-        "TCPRoute" => RouteSpec::Tcp(TcpRouteSpec { parent_refs, ..TcpRouteSpec::default() }),
-        _ => RouteSpec::Http(HttpRouteSpec { parent_refs, ..HttpRouteSpec::default() }),
-    };
-    let ObjectRef { namespace, name, .. } = origin.object().clone();
-    Route { namespace: namespace.unwrap_or_default(), name, created: None, spec }
-}
-
-/// A RequestAuthentication as it is written, with Kubernetes' metadata.
-#[derive(Deserialize)]
-struct TokenObject {
-    metadata: ObjectMeta,
-    #[serde(default, deserialize_with = "crate::authorization_policy::null_as_default")]
-    spec: RequestAuthenticationSpec,
-}
-
-impl TokenObject {
-    fn into_object(self, object: &ObjectRef) -> RequestAuthentication {
-        let (namespace, name) = (object.namespace.clone().unwrap_or_default(), object.name.clone());
-        RequestAuthentication { namespace, name, spec: self.spec }
-    }
-}
-
-/// A TrafficPolicy as it is written, with Kubernetes' metadata.
-#[derive(Deserialize)]
-struct TrafficObject {
-    metadata: ObjectMeta,
-    #[serde(default, deserialize_with = "crate::authorization_policy::null_as_default")]
-    spec: TrafficPolicySpec,
-}
-
-impl TrafficObject {
-    fn into_object(self, object: &ObjectRef) -> TrafficPolicy {
-        let (namespace, name) = (object.namespace.clone().unwrap_or_default(), object.name.clone());
-        TrafficPolicy { namespace, name, spec: self.spec }
-    }
-}
-
-/// An XBackendTrafficPolicy as it is written, with Kubernetes' metadata.
-#[derive(Deserialize)]
-struct BackendTrafficObject {
-    metadata: ObjectMeta,
-    #[serde(default, deserialize_with = "crate::authorization_policy::null_as_default")]
-    spec: BackendTrafficPolicySpec,
-}
-
-impl BackendTrafficObject {
-    fn into_object(self, object: &ObjectRef) -> BackendTrafficPolicy {
-        let (namespace, name) = (object.namespace.clone().unwrap_or_default(), object.name.clone());
-        let created = self.metadata.creation_timestamp.map(|time| time.0.to_string());
-        BackendTrafficPolicy { namespace, name, created, spec: self.spec }
-    }
-}
-
-/// A DestinationRule as it is written, with Kubernetes' metadata.
-#[derive(Deserialize)]
-struct DestinationObject {
-    metadata: ObjectMeta,
-    #[serde(default, deserialize_with = "crate::authorization_policy::null_as_default")]
-    spec: DestinationRuleSpec,
-}
-
-impl DestinationObject {
-    fn into_rule(self, object: &ObjectRef) -> DestinationRule {
-        DestinationRule {
-            namespace: object.namespace.clone().unwrap_or_default(),
-            name: object.name.clone(),
-            created: self.metadata.creation_timestamp.map(|time| time.0.to_string()),
-            spec: self.spec,
-        }
-    }
-}
-
-/// What is left of a DestinationRule whose form is wrong: what it is about, if that can be read.
-fn named_host(origin: &Origin) -> Option<DestinationRule> {
-    #[derive(Deserialize)]
-    struct Named {
-        spec: Host,
-    }
-    #[derive(Deserialize)]
-    struct Host {
-        host: String,
-    }
-    let host = origin.typed::<Named>().and_then(|typed| typed.object.ok())?.spec.host;
-    let ObjectRef { namespace, name, .. } = origin.object().clone();
-    let spec = DestinationRuleSpec { host, ..DestinationRuleSpec::default() };
-    Some(DestinationRule { namespace: namespace.unwrap_or_default(), name, created: None, spec })
-}
-
-/// A MeshConfig as it is written, with Kubernetes' metadata.
-#[derive(Deserialize)]
-struct MeshObject {
-    metadata: ObjectMeta,
-    #[serde(default, deserialize_with = "crate::authorization_policy::null_as_default")]
-    spec: MeshConfigSpec,
 }
 
 fn typed<T: Named>(origin: &Origin, faults: &mut Faults<'_>) -> Option<T> {

@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::authorization_policy::null_as_default;
@@ -25,7 +26,7 @@ pub struct MeshConfig {
 }
 
 /// The `spec` of a MeshConfig.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct MeshConfigSpec {
     /// Other names of the mesh's own trust domain.
@@ -53,7 +54,7 @@ pub struct MeshConfigSpec {
 }
 
 /// How paths are read.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PathNormalization {
     /// The mode; absent means that a path is allowed only if it is under every reading.
@@ -62,7 +63,7 @@ pub struct PathNormalization {
 }
 
 /// A way to read paths, as in Istio.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Normalization {
     /// As sent.
@@ -76,7 +77,7 @@ pub enum Normalization {
 }
 
 /// An external authorizer or a collector: a name, and what it is.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ExtensionProvider {
     /// Name, as policies write it.
@@ -94,7 +95,7 @@ pub struct ExtensionProvider {
 }
 
 /// Providers that are used where nothing else is said.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct DefaultProviders {
     /// The provider that waypoints send their spans to; at most one.
@@ -103,7 +104,7 @@ pub struct DefaultProviders {
 }
 
 /// How proxies are set up.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ProxyConfig {
     /// Tracing.
@@ -112,7 +113,7 @@ pub struct ProxyConfig {
 }
 
 /// How proxies trace.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ProxyTracing {
     /// Requests that begin a trace which is sampled, in per cent; 1 if absent. A request that comes with a trace keeps it,
@@ -122,7 +123,7 @@ pub struct ProxyTracing {
 }
 
 /// A collector of traces, which takes OTLP.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct OpenTelemetry {
     /// `host` or `namespace/host`.
@@ -137,7 +138,7 @@ pub struct OpenTelemetry {
 }
 
 /// How a collector is sent to over HTTP.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HttpCollector {
     /// For example `/v1/traces`.
@@ -152,7 +153,7 @@ pub struct HttpCollector {
 }
 
 /// A header of every request to a collector.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HttpHeader {
     /// Name.
@@ -164,12 +165,12 @@ pub struct HttpHeader {
 }
 
 /// 0 to 100, to three decimals.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "f64", into = "f64")]
 pub struct Percentage(u32);
 
 /// An external authorizer that is asked over plain HTTP.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HttpAuthorizer {
     /// `host` or `namespace/host`.
@@ -217,7 +218,7 @@ pub struct HttpAuthorizer {
 }
 
 /// An external authorizer that is asked over gRPC.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct GrpcAuthorizer {
     /// `host` or `namespace/host`.
@@ -244,7 +245,7 @@ pub struct GrpcAuthorizer {
 }
 
 /// How much of a request's body a provider is sent.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RequestBody {
     /// At most so many bytes.

@@ -2,9 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::authorization_policy::{WorkloadSelector, null_as_default};
+use crate::{
+    authorization_policy::{WorkloadSelector, null_as_default},
+    schema::rules,
+};
 
 /// A PeerAuthentication with the metadata that gives it its meaning.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,8 +26,9 @@ pub struct PeerAuthentication {
 }
 
 /// The `spec` of a PeerAuthentication.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = rules::PORTS_NEED_SELECTOR))]
 pub struct PeerAuthenticationSpec {
     /// Pods it applies to; absent (or without labels) means the whole namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -33,11 +38,12 @@ pub struct PeerAuthenticationSpec {
     pub mtls: Option<MutualTls>,
     /// For single ports of the pod, by their number in decimal. Only with a selector.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("minProperties" = 1, "x-kubernetes-validations" = rules::PORT_KEYS))]
     pub port_level_mtls: Option<BTreeMap<String, MutualTls>>,
 }
 
 /// What is taken.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct MutualTls {
     /// The mode.
@@ -46,7 +52,7 @@ pub struct MutualTls {
 }
 
 /// What is taken.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Mode {
     /// What the next wider level says; at the widest, [`Mode::Permissive`].

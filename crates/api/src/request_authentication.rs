@@ -2,9 +2,13 @@
 
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::authorization_policy::{PolicyTargetReference, WorkloadSelector, null_as_default};
+use crate::{
+    authorization_policy::{PolicyTargetReference, WorkloadSelector, null_as_default},
+    schema::rules,
+};
 
 /// A RequestAuthentication with the metadata that gives it its meaning.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,32 +23,38 @@ pub struct RequestAuthentication {
 }
 
 /// The `spec` of a RequestAuthentication.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = rules::ONE_ATTACHMENT))]
 pub struct RequestAuthenticationSpec {
     /// Pods it applies to, at a sidecar. Nobody looks at tokens for it here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<WorkloadSelector>,
     /// Objects it is attached to, at their waypoint. At most 16.
     #[serde(default, deserialize_with = "null_as_default", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
     pub target_refs: Vec<PolicyTargetReference>,
     /// The older, single form of `target_refs`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_ref: Option<PolicyTargetReference>,
     /// The tokens that are believed. At most 4096.
     #[serde(default, deserialize_with = "null_as_default", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 4096))]
     pub jwt_rules: Vec<JwtRule>,
 }
 
 /// One issuer's tokens: where they stand in a request, how they are verified, and what becomes of them.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = rules::ONE_KEY_SOURCE), transform = with_old_name)]
 pub struct JwtRule {
     /// What `iss` must be; any if empty.
     #[serde(default, deserialize_with = "null_as_default", skip_serializing_if = "String::is_empty")]
+    #[schemars(length(min = 1))]
     pub issuer: String,
     /// One of these must be in `aud`; any will do if there are none.
     #[serde(default, deserialize_with = "null_as_default", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(inner(length(min = 1)))]
     pub audiences: Vec<String>,
     /// Where the issuer's keys are.
     #[serde(
@@ -53,6 +63,7 @@ pub struct JwtRule {
         deserialize_with = "null_as_default",
         skip_serializing_if = "String::is_empty"
     )]
+    #[schemars(length(min = 1, max = 2048), extend("x-kubernetes-validations" = rules::HTTP_URL))]
     pub jwks_uri: String,
     /// The issuer's keys themselves, a JSON Web Key Set (RFC 7517).
     #[serde(default, deserialize_with = "null_as_default", skip_serializing_if = "String::is_empty")]
@@ -62,9 +73,11 @@ pub struct JwtRule {
     pub from_headers: Vec<JwtHeader>,
     /// Query parameters that may hold the token.
     #[serde(default, deserialize_with = "null_as_default", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(inner(length(min = 1)))]
     pub from_params: Vec<String>,
     /// Cookies that may hold the token.
     #[serde(default, deserialize_with = "null_as_default", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(inner(length(min = 1)))]
     pub from_cookies: Vec<String>,
     /// A header that the application gets with the token's payload, in base64url.
     #[serde(default, deserialize_with = "null_as_default", skip_serializing_if = "String::is_empty")]
@@ -77,18 +90,22 @@ pub struct JwtRule {
     pub forward_original_token: bool,
     /// How long fetching the keys may take, for example `5s`, which is the default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-kubernetes-validations" = rules::DURATION))]
     pub timeout: Option<String>,
     /// Claims whose text is a list, its entries parted by spaces, besides `scope` and `permission`.
     #[serde(default, deserialize_with = "null_as_default", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1)))]
     pub space_delimited_claims: Vec<String>,
 }
 
 /// A header that may hold a token.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("required" = ["name"]))]
 pub struct JwtHeader {
     /// Name of the header.
     #[serde(default, deserialize_with = "null_as_default")]
+    #[schemars(length(min = 1))]
     pub name: String,
     /// What stands before the token, the space included: `Bearer `.
     #[serde(default, deserialize_with = "null_as_default", skip_serializing_if = "String::is_empty")]
@@ -96,14 +113,17 @@ pub struct JwtHeader {
 }
 
 /// A header made of a claim.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("required" = ["header", "claim"]))]
 pub struct ClaimToHeader {
     /// Name of the header.
     #[serde(default, deserialize_with = "null_as_default")]
+    #[schemars(length(min = 1), regex(pattern = "^[-_A-Za-z0-9]+$"))]
     pub header: String,
     /// Name of the claim; `a.b` is `b` inside of `a`.
     #[serde(default, deserialize_with = "null_as_default")]
+    #[schemars(length(min = 1))]
     pub claim: String,
 }
 
@@ -118,6 +138,15 @@ pub enum KeySource {
 
 /// How long fetching keys may take unless a rule says otherwise.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The schema knows `jwks_uri`, too, as Istio's does: a field that it doesn't know would be dropped.
+fn with_old_name(schema: &mut schemars::Schema) {
+    if let Some(serde_json::Value::Object(properties)) = schema.get_mut("properties")
+        && let Some(address) = properties.get("jwksUri").cloned()
+    {
+        properties.insert("jwks_uri".to_owned(), address);
+    }
+}
 
 // === impl JwtRule ===
 

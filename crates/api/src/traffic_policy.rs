@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -42,12 +43,15 @@ spec! {
     TrafficPolicySpec {
         /// Objects it is attached to, at their waypoint. At most 16.
         #[serde(default, deserialize_with = "null_as_default", skip_serializing_if = "Vec::is_empty")]
+        #[schemars(length(max = 16))]
         pub target_refs: Vec<PolicyTargetReference>,
         /// Bounds on how many requests come through. A request needs leave of all that match it, in this order.
         #[serde(default, deserialize_with = "null_as_default", skip_serializing_if = "Vec::is_empty")]
+        #[schemars(length(max = 64))]
         pub rate_limits: Vec<RateLimit>,
         /// Faults made on purpose. The first that matches a request is the one that may befall it.
         #[serde(default, deserialize_with = "null_as_default", skip_serializing_if = "Vec::is_empty")]
+        #[schemars(length(max = 64))]
         pub faults: Vec<Fault>,
     }
 }
@@ -90,7 +94,7 @@ spec! {
 }
 
 /// What has a bucket of its own.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum RateLimitKeyType {
     /// Each SPIFFE identity, as the client's certificate says it.
     #[default]

@@ -7,6 +7,8 @@
 //! [`local::PodCommand`] and is told what became of them.
 #![forbid(unsafe_code)]
 
+pub mod authority;
 pub mod keys;
 pub mod limits;
 pub mod local;
+pub mod webhook;

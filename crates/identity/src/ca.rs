@@ -1,30 +1,27 @@
-//! The certificate authority of a local mesh: a self-signed root that signs workload certificates directly
-//! (`spec/control-plane.md` 6.4).
+//! The certificate authority of a mesh (`spec/control-plane.md` 6.4). What it signs with can be replaced while it runs.
 
-use std::{fmt, path::Path, path::PathBuf, sync::Arc, time::Duration, time::SystemTime};
+use std::{fmt, net::IpAddr, path::Path, path::PathBuf, sync::Arc, time::Duration, time::SystemTime};
 
+use arc_swap::ArcSwap;
 use rcgen::{
-    CertificateParams, CertificateSigningRequestParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, SanType, SerialNumber,
+    CertificateParams, CertificateSigningRequestParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    KeyUsagePurpose, SanType, SerialNumber,
 };
-use rustls_pki_types::CertificateDer;
+use tokio::sync::watch;
 
 use crate::{
-    Clock, IssuedChain, SpiffeId, SystemClock,
+    Clock, IssuedChain, Signer, SpiffeId, SystemClock,
     limits::{DEFAULT_CERTIFICATE_TTL, MAX_CERTIFICATE_TTL, MAX_CSR_BYTES, NOT_BEFORE_SLACK},
     root::{self, Root},
     source::{BoxFuture, CertificateSource, SourceError},
 };
 
-/// The certificate authority of one trust domain, with its root key in memory and in a state directory.
+/// The certificate authority of one trust domain.
 pub struct Ca {
     trust_domain: Box<str>,
-    issuer: Issuer<'static, KeyPair>,
-    root: CertificateDer<'static>,
-    /// Of the CAs that this one takes over from or hands over to.
-    further_roots: Vec<CertificateDer<'static>>,
-    root_pem: Box<str>,
-    root_not_after: SystemTime,
+    signer: ArcSwap<Signer>,
+    /// The bundle of `signer`, PEM, for those who publish it.
+    bundle: watch::Sender<Arc<str>>,
     ttl: Duration,
     clock: Arc<dyn Clock>,
 }
@@ -111,24 +108,46 @@ impl Ca {
     /// # Errors
     /// When the state can't be read or made, is open to others, or belongs to another trust domain.
     pub fn open(dir: &Path, trust_domain: &str) -> Result<Self, CaError> {
-        // The name must be able to stand in an identity; the other two parts are placeholders.
-        if SpiffeId::new(trust_domain, "n", "s").is_err() {
-            return Err(CaError::TrustDomain { trust_domain: trust_domain.chars().take(256).collect() });
-        }
-        let clock = Arc::new(SystemClock);
-        let Root { key, certificate, pem, not_after } = root::open(dir, trust_domain, clock.now())?;
-        let issuer = Issuer::from_ca_cert_der(&certificate, key)
-            .map_err(|error| CaError::Signing { reason: error.to_string() })?;
+        check_trust_domain(trust_domain)?;
+        let Root { key, certificate, .. } = root::open(dir, trust_domain, SystemClock.now())?;
+        let signer =
+            Signer::of_root(certificate, key).map_err(|error| CaError::Signing { reason: error.to_string() })?;
+        Self::new(trust_domain, signer)
+    }
+
+    /// A CA that signs with `signer`, and keeps nothing on disk.
+    ///
+    /// # Errors
+    /// When the trust domain's name is not one.
+    pub fn new(trust_domain: &str, signer: Signer) -> Result<Self, CaError> {
+        check_trust_domain(trust_domain)?;
         Ok(Self {
             trust_domain: trust_domain.into(),
-            issuer,
-            root: certificate,
-            further_roots: Vec::new(),
-            root_pem: pem.into(),
-            root_not_after: not_after,
+            bundle: watch::Sender::new(signer.roots_pem()),
+            signer: ArcSwap::from_pointee(signer),
             ttl: DEFAULT_CERTIFICATE_TTL,
-            clock,
+            clock: Arc::new(SystemClock),
         })
+    }
+
+    /// Signs with `signer` from now on, and hands out its bundle.
+    pub fn replace(&self, signer: Signer) {
+        let bundle = signer.roots_pem();
+        self.signer.store(Arc::new(signer));
+        // Told in any case: whoever lives on a certificate of this CA may want one of the new signer.
+        self.bundle.send_replace(bundle);
+    }
+
+    /// What it signs with.
+    #[must_use]
+    pub fn signer(&self) -> Arc<Signer> {
+        self.signer.load_full()
+    }
+
+    /// The trust bundle, PEM. Changes with every [`replace`](Self::replace).
+    #[must_use]
+    pub fn bundle(&self) -> watch::Receiver<Arc<str>> {
+        self.bundle.subscribe()
     }
 
     /// Gives the certificates asked for through [`CertificateSource`] this life instead of 24 h.
@@ -140,8 +159,9 @@ impl Ca {
 
     /// Hands out the root of `other` beside its own: while one CA takes over from another, workloads must trust both.
     #[must_use]
-    pub fn trusting(mut self, other: &Ca) -> Self {
-        self.further_roots.push(other.root.clone());
+    pub fn trusting(self, other: &Ca) -> Self {
+        let signer = Signer::clone(&self.signer()).with_roots(other.signer().roots());
+        self.replace(signer);
         self
     }
 
@@ -168,27 +188,24 @@ impl Ca {
         }
         let csr = read_request(csr_pem, id)?;
         let now = self.clock.now();
-        let mut params = CertificateParams::default();
-        params.distinguished_name = DistinguishedName::new();
-        params.subject_alt_names = vec![uri_name(&id.to_string())?];
-        params.not_before = (now - NOT_BEFORE_SLACK).into();
-        params.not_after = (now + ttl).min(self.root_not_after).into();
-        params.serial_number = Some(random_serial()?);
-        params.is_ca = IsCa::ExplicitNoCa;
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        params.use_authority_key_identifier_extension = true;
-        let leaf = params
-            .signed_by(&csr.public_key, &self.issuer)
-            .map_err(|error| CaError::Signing { reason: error.to_string() })?;
-        let roots = [&self.root].into_iter().chain(&self.further_roots).cloned().collect();
-        Ok(IssuedChain { chain: vec![leaf.der().clone()], roots })
+        self.signer().sign(workload_profile(id, now)?, &csr.public_key, now + ttl)
     }
 
-    /// The root certificate, PEM. Public: hand it to whoever must trust this mesh.
+    /// A server's certificate for these names (DNS names or addresses) with the key of `key`.
+    pub(crate) fn issue_server(&self, names: &[String], key: &KeyPair, ttl: Duration) -> Result<IssuedChain, CaError> {
+        let now = self.clock.now();
+        self.signer().sign_server(names, key, now, now + ttl)
+    }
+
+    /// The clock it reads.
+    pub(crate) fn clock(&self) -> &Arc<dyn Clock> {
+        &self.clock
+    }
+
+    /// The trust bundle as it is now, PEM. Public: hand it to whoever must trust this mesh.
     #[must_use]
-    pub fn root_pem(&self) -> &str {
-        &self.root_pem
+    pub fn root_pem(&self) -> String {
+        self.bundle.borrow().to_string()
     }
 
     /// The trust domain this CA signs for.
@@ -196,6 +213,50 @@ impl Ca {
     pub fn trust_domain(&self) -> &str {
         &self.trust_domain
     }
+}
+
+/// The name must be able to stand in an identity; the other two parts are placeholders.
+fn check_trust_domain(trust_domain: &str) -> Result<(), CaError> {
+    match SpiffeId::new(trust_domain, "n", "s") {
+        Ok(_) => Ok(()),
+        Err(_) => Err(CaError::TrustDomain { trust_domain: trust_domain.chars().take(256).collect() }),
+    }
+}
+
+/// What a workload's certificate says, but for its end.
+pub(crate) fn workload_profile(id: &SpiffeId, now: SystemTime) -> Result<CertificateParams, CaError> {
+    let mut params = leaf_profile(now)?;
+    params.subject_alt_names = vec![uri_name(&id.to_string())?];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    Ok(params)
+}
+
+/// What the certificate of a server with these names says, but for its end.
+pub(crate) fn server_profile(names: &[String], now: SystemTime) -> Result<CertificateParams, CaError> {
+    let mut params = leaf_profile(now)?;
+    for name in names {
+        params.subject_alt_names.push(match name.parse::<IpAddr>() {
+            Ok(address) => SanType::IpAddress(address),
+            Err(_) => SanType::DnsName(name.as_str().try_into().map_err(signing)?),
+        });
+    }
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    Ok(params)
+}
+
+fn leaf_profile(now: SystemTime) -> Result<CertificateParams, CaError> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.not_before = (now - NOT_BEFORE_SLACK).into();
+    params.serial_number = Some(random_serial()?);
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.use_authority_key_identifier_extension = true;
+    Ok(params)
+}
+
+fn signing(error: rcgen::Error) -> CaError {
+    CaError::Signing { reason: error.to_string() }
 }
 
 fn read_request(csr_pem: &str, id: &SpiffeId) -> Result<CertificateSigningRequestParams, CaError> {
@@ -218,8 +279,7 @@ fn read_request(csr_pem: &str, id: &SpiffeId) -> Result<CertificateSigningReques
 }
 
 pub(crate) fn uri_name(uri: &str) -> Result<SanType, CaError> {
-    let name = uri.try_into().map_err(|error: rcgen::Error| CaError::Signing { reason: error.to_string() })?;
-    Ok(SanType::URI(name))
+    Ok(SanType::URI(uri.try_into().map_err(signing)?))
 }
 
 /// 16 random bytes with the top bit clear: positive, and unique without any state (RFC 5280 4.1.2.2).

@@ -43,7 +43,7 @@ pub struct WorkloadCertificate {
 }
 
 /// A key that is there while its certificate is valid.
-struct TimedKey {
+pub(crate) struct TimedKey {
     key: Arc<CertifiedKey>,
     validity: Validity,
     renewal: SystemTime,
@@ -173,7 +173,7 @@ impl WorkloadCertificate {
 
     /// How long until its successor is to be fetched; zero when that is due, or it isn't valid.
     pub(crate) fn until_renewal(&self) -> Duration {
-        if self.is_valid_now() { self.key.until(self.renew_at(), |times| times.renewal) } else { Duration::ZERO }
+        self.key.until_renewal()
     }
 
     /// How long it can still be used.
@@ -266,7 +266,7 @@ fn server_config(identity: &SpiffeId, trust: &Arc<Trust>, key: &Arc<TimedKey>) -
 // === impl TimedKey ===
 
 impl TimedKey {
-    fn new(key: Arc<CertifiedKey>, validity: Validity, now: SystemTime, clock: Arc<dyn Clock>) -> Self {
+    pub(crate) fn new(key: Arc<CertifiedKey>, validity: Validity, now: SystemTime, clock: Arc<dyn Clock>) -> Self {
         let renewal = validity.renewal(now);
         let boot_time = clock.since_boot().map(|since_boot| {
             let after = |time: SystemTime| since_boot + time.duration_since(now).unwrap_or_default();
@@ -275,7 +275,7 @@ impl TimedKey {
         Self { key, validity, renewal, boot_time, clock }
     }
 
-    fn is_valid_now(&self) -> bool {
+    pub(crate) fn is_valid_now(&self) -> bool {
         let now = self.clock.now();
         self.validity.not_before <= now && !self.until(self.validity.not_after, |times| times.end).is_zero()
     }
@@ -287,7 +287,12 @@ impl TimedKey {
         by_boot.map_or(by_wall, |(times, now)| by_wall.min(boot(times).saturating_sub(now)))
     }
 
-    fn current(&self) -> Option<Arc<CertifiedKey>> {
+    /// How long until its successor is to be made; zero when it isn't valid.
+    pub(crate) fn until_renewal(&self) -> Duration {
+        if self.is_valid_now() { self.until(self.renewal, |times| times.renewal) } else { Duration::ZERO }
+    }
+
+    pub(crate) fn current(&self) -> Option<Arc<CertifiedKey>> {
         self.is_valid_now().then(|| Arc::clone(&self.key))
     }
 }

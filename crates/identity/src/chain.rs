@@ -175,10 +175,7 @@ impl IssuedChain {
         if parsed.public_key().raw != public_key {
             return Err(ChainError::Key);
         }
-        let validity = Validity {
-            not_before: system_time(parsed.validity().not_before.timestamp()),
-            not_after: system_time(parsed.validity().not_after.timestamp()),
-        };
+        let validity = Validity::from(parsed.validity());
         if now < validity.not_before {
             return Err(ChainError::NotYetValid { from: timestamp(validity.not_before), now: timestamp(now) });
         }
@@ -222,10 +219,25 @@ fn read_part(part: usize, text: &str) -> Result<Vec<CertificateDer<'static>>, Ch
 // === impl Validity ===
 
 impl Validity {
+    /// Of this certificate, or why it can't be read.
+    pub(crate) fn of(certificate: &CertificateDer<'_>) -> Result<Self, String> {
+        let (_, parsed) = X509Certificate::from_der(certificate).map_err(|error| error.to_string())?;
+        Ok(parsed.validity().into())
+    }
+
     /// When to fetch the successor of a certificate that came at `now`: at half of its life. If that is over already,
     /// because the CA's clock or ours is wrong, at half of what remains.
     pub(crate) fn renewal(&self, now: SystemTime) -> SystemTime {
         let half = self.not_before + self.not_after.duration_since(self.not_before).unwrap_or_default() / 2;
         if half > now { half } else { now + self.not_after.duration_since(now).unwrap_or_default() / 2 }
+    }
+}
+
+impl From<&x509_parser::certificate::Validity> for Validity {
+    fn from(validity: &x509_parser::certificate::Validity) -> Self {
+        Self {
+            not_before: system_time(validity.not_before.timestamp()),
+            not_after: system_time(validity.not_after.timestamp()),
+        }
     }
 }

@@ -10,6 +10,10 @@ pub const MAX_CERTIFICATE_TTL: Duration = Duration::from_secs(90 * 24 * 3600);
 pub const NOT_BEFORE_SLACK: Duration = Duration::from_secs(120);
 /// Life of a self-made root.
 pub const ROOT_TTL: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+/// Life of the certificate that a new signer signs on trial.
+pub const PROBE_TTL: Duration = Duration::from_secs(60);
+/// Life of a server's certificate.
+pub const SERVER_CERTIFICATE_TTL: Duration = Duration::from_secs(24 * 3600);
 /// Largest certificate request read, in bytes.
 pub const MAX_CSR_BYTES: usize = 16 * 1024;
 /// Largest root certificate or key file read, in bytes.

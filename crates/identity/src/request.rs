@@ -1,6 +1,6 @@
 //! A new key and the request for a certificate over it (`spec/ztunnel.md` 8).
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::SystemTime};
 
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, PublicKeyData};
 use rustls_pki_types::PrivateKeyDer;
@@ -51,7 +51,16 @@ impl CertificateRequest {
     /// # Errors
     /// Says which of these doesn't hold.
     pub fn check(&self, issued: &IssuedChain, clock: &dyn Clock) -> Result<(), ChainError> {
-        issued.check(&self.identity, &self.key.subject_public_key_info(), clock.now())
+        self.check_at(issued, clock.now())
+    }
+
+    pub(crate) fn check_at(&self, issued: &IssuedChain, now: SystemTime) -> Result<(), ChainError> {
+        issued.check(&self.identity, &self.key.subject_public_key_info(), now)
+    }
+
+    /// The key; only its public half is of use to others.
+    pub(crate) fn key(&self) -> &KeyPair {
+        &self.key
     }
 
     /// Makes the certificate to use of the CA's answer, after the same [checks](Self::check). `trust` learns its roots.

@@ -11,7 +11,9 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, KeyPair, KeyUsagePurpose};
+use rcgen::{
+    BasicConstraints, Certificate, CertificateParams, DistinguishedName, DnType, IsCa, KeyPair, KeyUsagePurpose,
+};
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
@@ -30,8 +32,6 @@ const LOCK_FILE: &str = "lock";
 pub(crate) struct Root {
     pub(crate) key: KeyPair,
     pub(crate) certificate: CertificateDer<'static>,
-    pub(crate) pem: String,
-    pub(crate) not_after: SystemTime,
 }
 
 /// Loads the root in `dir`, or makes it.
@@ -42,10 +42,10 @@ pub(crate) fn open(dir: &Path, trust_domain: &str, now: SystemTime) -> Result<Ro
     let key_pem = read(&key_path, Secrecy::Private)?;
     let certificate_pem = read(&certificate_path, Secrecy::Public)?;
     match (key_pem, certificate_pem) {
-        (Some(key_pem), Some(pem)) => load(&key_path, &key_pem, &certificate_path, pem, trust_domain, now),
+        (Some(key_pem), Some(pem)) => load(&key_path, &key_pem, &certificate_path, &pem, trust_domain, now),
         (Some(key_pem), None) => certify(parse_key(&key_path, &key_pem)?, &certificate_path, trust_domain, now),
         (None, None) => {
-            let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(signing)?;
+            let key = new_key()?;
             write(&key_path, key.serialize_pem().as_bytes(), 0o600)?;
             certify(key, &certificate_path, trust_domain, now)
         }
@@ -95,7 +95,7 @@ fn load(
     key_path: &Path,
     key_pem: &str,
     certificate_path: &Path,
-    pem: String,
+    pem: &str,
     trust_domain: &str,
     now: SystemTime,
 ) -> Result<Root, CaError> {
@@ -123,26 +123,40 @@ fn load(
         let reason = "it is expired or not yet valid; check the clock, or remove both files to make a new root";
         return Err(unusable(reason.to_owned()));
     }
-    Ok(Root { key, certificate, pem, not_after })
+    Ok(Root { key, certificate })
 }
 
 fn certify(key: KeyPair, path: &Path, trust_domain: &str, now: SystemTime) -> Result<Root, CaError> {
+    let made = self_signed(&key, trust_domain, ROOT_TTL, now)?;
+    write(path, made.pem().as_bytes(), 0o644)?;
+    Ok(Root { key, certificate: made.der().clone() })
+}
+
+/// A root's key.
+pub(crate) fn new_key() -> Result<KeyPair, CaError> {
+    KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(signing)
+}
+
+/// The certificate of a root that signs workloads directly.
+pub(crate) fn self_signed(
+    key: &KeyPair,
+    trust_domain: &str,
+    life: Duration,
+    now: SystemTime,
+) -> Result<Certificate, CaError> {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::OrganizationName, trust_domain);
     // Named after its key, so that a peer of another mesh is told apart by name and not by a signature that fails.
-    let key_id: String = params.key_identifier(&key).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    let key_id: String = params.key_identifier(key).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
     params.distinguished_name.push(DnType::CommonName, format!("ambit root {key_id}"));
     params.subject_alt_names = vec![uri_name(&format!("spiffe://{trust_domain}"))?];
     params.not_before = (now - NOT_BEFORE_SLACK).into();
-    params.not_after = (now + ROOT_TTL).into();
+    params.not_after = (now + life).into();
     params.serial_number = Some(random_serial()?);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    let made = params.self_signed(&key).map_err(signing)?;
-    let pem = made.pem();
-    write(path, pem.as_bytes(), 0o644)?;
-    Ok(Root { key, certificate: made.der().clone(), pem, not_after: now + ROOT_TTL })
+    params.self_signed(key).map_err(signing)
 }
 
 fn parse_key(path: &Path, pem: &str) -> Result<KeyPair, CaError> {

@@ -56,8 +56,11 @@ impl<'r> EnvoyLine<'r> {
         let details = match self.exchange.flags.split(',').next().unwrap_or_default() {
             "UH" => "no_healthy_upstream",
             "UF" => "upstream_reset_before_response_started{remote_connection_failure}",
-            "UC" if !self.exchange.is_answered => "upstream_reset_before_response_started{connection_termination}",
-            "UR" if !self.exchange.is_answered => "upstream_reset_before_response_started{remote_reset}",
+            "UC" if self.exchange.is_answered => "upstream_reset_after_response_started{connection_termination}",
+            "UC" => "upstream_reset_before_response_started{connection_termination}",
+            "UR" if self.exchange.is_answered => "upstream_reset_after_response_started{remote_reset}",
+            "UR" => "upstream_reset_before_response_started{remote_reset}",
+            "UPE" if self.exchange.is_answered => "upstream_reset_after_response_started{protocol_error}",
             "UPE" => "upstream_reset_before_response_started{protocol_error}",
             "UT" => "response_timeout",
             "UO" => "upstream_reset_before_response_started{overflow}",

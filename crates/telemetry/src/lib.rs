@@ -17,7 +17,7 @@ mod record;
 mod recorder;
 pub mod trace;
 
-pub use access::{AccessLine, AccessLog};
+pub use access::{ACCESS_TARGET, AccessLine, AccessLog};
 pub use envoy_line::EnvoyLine;
 pub use exchange::Exchange;
 pub use limits::FLUSH_TIMEOUT;

@@ -8,6 +8,8 @@ pub const MAX_TRAFFIC_SERIES: usize = 8192;
 pub const MAX_REQUEST_SERIES: usize = 4096;
 /// Outcomes of policies and rules kept; past it new ones are counted as `other`.
 pub const MAX_DECISION_SERIES: usize = 16_384;
+/// Services' ports with a DestinationRule, and their subsets, whose counters are kept; past it new ones are counted as `other`.
+pub const MAX_CLUSTER_SERIES: usize = 4096;
 /// DNS label sets kept.
 pub const MAX_DNS_SERIES: usize = 2048;
 /// Hostnames of workloads that are resolved on demand, kept as labels.

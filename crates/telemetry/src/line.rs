@@ -69,7 +69,7 @@ mod tests {
             Destination { service: Some("a/mlflow".into()), workload: None, address: "10.96.0.9:5000".parse().ok() };
         let enforcer = Enforcer::Waypoint { name: "a/w".into() };
         let mut record = DecisionRecord::new(enforcer, source, destination, "HTTP/1.1", &decision);
-        record.method = Some("GET".to_owned());
+        record.method = Some("GET".into());
         record.path = Some("/v1/\u{1b}[31m".to_owned());
         record.status = Some(403);
         record

@@ -1,6 +1,6 @@
 //! The decision record, one JSON line per request or refused connection.
 
-use std::{net::SocketAddr, sync::Arc, time::SystemTime};
+use std::{borrow::Cow, net::SocketAddr, sync::Arc, time::SystemTime};
 
 use ambit_api::SpiffeId;
 use ambit_policy::{Decision, PolicyName, Verdict};
@@ -24,7 +24,7 @@ pub struct DecisionRecord {
     pub protocol: &'static str,
     /// HTTP method.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub method: Option<String>,
+    pub method: Option<Cow<'static, str>>,
     /// HTTP request target as sent, without its query (a query may hold secrets).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,

@@ -16,19 +16,20 @@ use http::{HeaderValue, Request, Response, StatusCode, Version, header};
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::{body::Incoming, upgrade::OnUpgrade};
+use tokio::time::Sleep;
 
 use crate::{
     authn, custom,
     destination::{self, InFlight},
     limits::{DISCARD_TIMEOUT, MAX_DISCARDED_BODY_BYTES, SHORT_BODY_BYTES},
-    operators::{Tally, begin_span},
+    operators::{Meters, Tally, begin_span},
     record::{Entry, micros_since, refusal},
     request::{self, Checked},
     respond::{self, Style},
     route,
     session::{Question, Session},
     upgrade::{self, Switch},
-    upstream::{self, Body, Protocol},
+    upstream::{self, Body, Broken, Protocol},
 };
 
 pub(crate) const HTTP1: &str = "HTTP/1.1";
@@ -39,11 +40,15 @@ struct Guarded {
     body: Incoming,
     /// Ends when a change of policy denies the request.
     revoked: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    /// A gRPC call over HTTP/2, which is told by its own status that it is no longer allowed.
+    call: Option<Arc<Meters>>,
+    /// Ends when the response takes longer than its route allows.
+    deadline: Option<Pin<Box<Sleep>>>,
     /// Counts the request when this is dropped.
     tally: Option<Tally>,
     /// Nothing more will come of it.
     has_ended: bool,
-    _in_flight: InFlight,
+    in_flight: InFlight,
 }
 
 /// An allowed request.
@@ -58,11 +63,17 @@ pub(crate) struct Allowed {
     pub(crate) retry_budget: Option<Arc<RetryBudget>>,
     /// What a provider of CUSTOM policies was sent of its body.
     pub(crate) read_ahead: Option<custom::ReadAhead>,
+    /// When its response must have ended, if a route says so.
+    pub(crate) deadline: Option<Instant>,
 }
 
 #[derive(Debug, thiserror::Error)]
 #[error("the request is no longer allowed")]
 struct Revoked;
+
+#[derive(Debug, thiserror::Error)]
+#[error("the response took longer than its route allows")]
+struct TooLate;
 
 /// Answers a request.
 pub(crate) async fn answer(
@@ -157,8 +168,18 @@ pub(crate) async fn answer(
         let client_namespace = session.client.identity.namespace();
         routes.http(client_namespace, session.target.address.port()).cloned()
     });
-    let retry_budget = standing.retry_budget;
-    let allowed = Allowed { view: standing.view, session, checked, protocol, style, label, retry_budget, read_ahead };
+    let retry_budget = standing.retry_budget.clone();
+    let allowed = Allowed {
+        view: standing.view,
+        session,
+        checked,
+        protocol,
+        style,
+        label,
+        retry_budget,
+        read_ahead,
+        deadline: None,
+    };
     let mut response = match table {
         None => allowed.forward(request, entry).await,
         Some(table) => Box::pin(route::serve(allowed, &table, request, entry)).await,
@@ -215,47 +236,54 @@ pub(crate) async fn must_close(request: &mut Request<Incoming>) -> bool {
 // === impl Allowed ===
 
 impl Allowed {
-    async fn forward(mut self, mut request: Request<Incoming>, mut entry: Entry) -> Response<Body> {
-        let asked =
-            request::upgrade(&request).filter(|_| self.protocol == Protocol::Http1 && self.read_ahead.is_none());
-        let client = asked.is_some().then(|| hyper::upgrade::on(&mut request));
-        self.style.close = request.version() < Version::HTTP_2 && !request.body().is_end_stream();
-        let has_body = self.read_ahead.is_some() || !request.body().is_end_stream();
-        let (head, body) = request.into_parts();
-        let random = &self.session.shared.random;
-        let switches = asked.is_some();
-        let mut head = request::forwarded(head, &self.checked, self.protocol, asked, || random.request_id());
-        if has_body && self.protocol == Protocol::Http1 && !head.headers.contains_key(header::CONTENT_LENGTH) {
-            // Also for methods that seldom have a body.
-            head.headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-        }
-        let long = !is_short(&body);
-        let body = match self.read_ahead.take() {
-            None if !has_body => respond::empty(),
-            None => entry.counting(body),
-            Some(read_ahead) => entry.counting(read_ahead.into_body(body)),
-        };
-        let request = Request::from_parts(head, body);
-        let sent = route::send(&self, request, has_body, switches, &mut entry);
-        let sent = if long {
-            let question = Question::Request(Box::new(self.checked.clone()));
-            tokio::select! {
-                sent = sent => Ok(sent),
-                decision = self.session.denied(&question) => Err(decision),
+    #[expect(clippy::manual_async_fn, reason = "an async fn would hold its kilobyte of arguments twice")]
+    fn forward(
+        mut self,
+        mut request: Request<Incoming>,
+        mut entry: Entry,
+    ) -> impl Future<Output = Response<Body>> + Send {
+        async move {
+            let asked =
+                request::upgrade(&request).filter(|_| self.protocol == Protocol::Http1 && self.read_ahead.is_none());
+            let client = asked.is_some().then(|| hyper::upgrade::on(&mut request));
+            self.style.close = request.version() < Version::HTTP_2 && !request.body().is_end_stream();
+            let has_body = self.read_ahead.is_some() || !request.body().is_end_stream();
+            let (head, body) = request.into_parts();
+            let random = &self.session.shared.random;
+            let switches = asked.is_some();
+            let mut head = request::forwarded(head, &self.checked, self.protocol, asked, || random.request_id());
+            if has_body && self.protocol == Protocol::Http1 && !head.headers.contains_key(header::CONTENT_LENGTH) {
+                // Also for methods that seldom have a body.
+                head.headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
             }
-        } else {
-            Ok(sent.await)
-        };
-        let sent = match sent {
-            Ok(sent) => sent,
-            Err(decision) => {
-                entry.decided(&decision, None);
-                return recorded(entry, respond::denied(self.style));
+            let long = !is_short(&body);
+            let body = match self.read_ahead.take() {
+                None if !has_body => respond::empty(),
+                None => entry.counting(body),
+                Some(read_ahead) => entry.counting(read_ahead.into_body(body)),
+            };
+            let request = Request::from_parts(head, body);
+            let sent = route::send(&self, request, has_body, switches, &mut entry);
+            let sent = if long {
+                let question = Question::Request(Box::new(self.checked.clone()));
+                tokio::select! {
+                    sent = sent => Ok(sent),
+                    decision = self.session.denied(&question) => Err(decision),
+                }
+            } else {
+                Ok(sent.await)
+            };
+            let sent = match sent {
+                Ok(sent) => sent,
+                Err(decision) => {
+                    entry.decided(&decision, None);
+                    return recorded(entry, respond::denied(self.style));
+                }
+            };
+            match sent {
+                Ok((response, in_flight)) => self.answered(response, in_flight, client, entry),
+                Err(error) => self.failed(&error, entry),
             }
-        };
-        match sent {
-            Ok((response, in_flight)) => self.answered(response, in_flight, client, entry),
-            Err(error) => self.failed(&error, entry),
         }
     }
 
@@ -298,15 +326,30 @@ impl Allowed {
 
     /// A long response ends when the request is no longer allowed.
     fn guard(self, body: Incoming, in_flight: InFlight, tally: Option<Tally>) -> Body {
+        let deadline = self.deadline.filter(|_| !body.is_end_stream());
+        let deadline = deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline.into())));
+        let call = (self.style.grpc && self.label == HTTP2).then(|| Arc::clone(&self.session.meters));
         let revoked = (!is_short(&body)).then(|| {
             let question = Question::Request(Box::new(self.checked));
             Box::pin(self.session.revoked(question, self.label)) as _
         });
-        Guarded { body, revoked, tally, has_ended: false, _in_flight: in_flight }.boxed_unsync()
+        Guarded { body, revoked, call, deadline, tally, has_ended: false, in_flight }.boxed_unsync()
     }
 }
 
 // === impl Guarded ===
+
+impl Guarded {
+    /// What its client gets instead of the rest. Only trailers can't be taken for the rest; where there are none, it breaks off.
+    fn revocation(&mut self) -> Result<Frame<Bytes>, Box<dyn std::error::Error + Send + Sync>> {
+        let Some(meters) = &self.call else { return Err(Box::new(Revoked)) };
+        let frame = Frame::trailers(respond::denied_trailers(meters.denial().as_deref()));
+        if let Some(tally) = &mut self.tally {
+            tally.frame(&frame);
+        }
+        Ok(frame)
+    }
+}
 
 impl http_body::Body for Guarded {
     type Data = Bytes;
@@ -321,21 +364,34 @@ impl http_body::Body for Guarded {
         {
             self.revoked = None;
             self.has_ended = true;
-            return Poll::Ready(Some(Err(Box::new(Revoked))));
+            return Poll::Ready(Some(self.revocation()));
+        }
+        if let Some(deadline) = &mut self.deadline
+            && deadline.as_mut().poll(cx).is_ready()
+        {
+            (self.deadline, self.has_ended) = (None, true);
+            if let Some(tally) = &mut self.tally {
+                tally.flag("UT");
+            }
+            return Poll::Ready(Some(Err(Box::new(TooLate))));
         }
         let polled = Pin::new(&mut self.body).poll_frame(cx);
         match &polled {
             Poll::Ready(Some(Ok(frame))) => {
                 let is_last = frame.is_trailers();
+                if let Some(trailers) = frame.trailers_ref() {
+                    self.in_flight.ended(trailers);
+                }
                 if let Some(tally) = &mut self.tally {
                     tally.frame(frame);
                 }
                 self.has_ended |= is_last;
             }
-            Poll::Ready(Some(Err(_))) => {
+            Poll::Ready(Some(Err(error))) => {
                 self.has_ended = true;
+                self.in_flight.broke_off();
                 if let Some(tally) = &mut self.tally {
-                    tally.flag("UC");
+                    tally.flag(Broken::of(error).flag());
                 }
             }
             Poll::Ready(None) => self.has_ended = true,

@@ -66,8 +66,10 @@ pub struct Config {
     pub name: String,
     /// Its own identity, for clients and for destinations.
     pub identity: SpiffeId,
-    /// Where it listens: its pod's address, port 15008. Port 0 picks a free one (tests).
+    /// Its pod's address, port 15008, where it listens. Port 0 picks a free one (tests).
     pub address: SocketAddr,
+    /// Where it listens instead, for a pod that has several addresses.
+    pub listen: Option<SocketAddr>,
     /// HBONE port of destinations, [`HBONE_PORT`] except in tests.
     pub hbone_port: u16,
     /// Its port may be shared (`SO_REUSEPORT`) with the waypoint that takes over from it, or that it takes over from.
@@ -84,6 +86,8 @@ pub struct Waypoint {
     address: SocketAddr,
     shared: Arc<Shared>,
     exporter: Option<JoinHandle<()>>,
+    /// What operators reach ends.
+    closed: CancellationToken,
 }
 
 // === impl Config ===
@@ -97,6 +101,7 @@ impl Config {
             name: name.to_owned(),
             identity,
             address,
+            listen: None,
             hbone_port: HBONE_PORT,
             reuse_port: false,
             mark: None,
@@ -122,10 +127,30 @@ impl Waypoint {
         certificates: Arc<CertificateStore>,
         recorder: Recorder,
     ) -> io::Result<Self> {
-        let options = socket::ListenOptions { reuse_port: config.reuse_port, ..Default::default() };
-        let listener = socket::listen(&*network, config.address, &options)?;
-        let address = listener.local_addr()?;
+        let mut waypoint = Self::prepare(config, network, store, certificates, recorder);
+        waypoint.listen()?;
+        Ok(waypoint)
+    }
+
+    /// The same without a listener, for one that mustn't have clients until it [listens](Self::listen): it may serve
+    /// operators, and fetches its certificate.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    #[must_use]
+    pub fn prepare(
+        config: Config,
+        network: Arc<dyn Network>,
+        store: Arc<Store>,
+        certificates: Arc<CertificateStore>,
+        recorder: Recorder,
+    ) -> Self {
+        let address = config.listen.unwrap_or(config.address);
         let operators = operators::Operators::new();
+        let refusals = Arc::new(Refusals::default());
+        let counts = Arc::clone(&refusals);
+        let read = move || counts.iter().map(|(refusal, count)| (refusal.label(), count)).collect();
+        operators.metrics.watch_refusals(read);
         let (spans, queue) = operators::Spans::new(operators.metrics.spans());
         let shared = Arc::new(Shared {
             name: format!("{}/{}", config.namespace, config.name).into(),
@@ -138,7 +163,7 @@ impl Waypoint {
             spans,
             loads: Arc::new(ambit_mesh::loads::Loads::new(limits::LOAD_COUNTERS)),
             random: random::Random::default(),
-            refusals: Refusals::default(),
+            refusals,
             authorizers: custom::Clients::default(),
             verified_tokens: authn::VerifiedTokens::default(),
             budgets: route::Budgets::default(),
@@ -152,11 +177,27 @@ impl Waypoint {
             tasks: Tasks::default(),
             config,
         });
-        shared.tasks.spawn(listener::run(Arc::clone(&shared), listener));
         shared.tasks.spawn(listener::prepare(Arc::clone(&shared)));
         // Not one of the tasks that a drain waits for: it sends what they leave behind.
         let exporter = Some(tokio::spawn(operators::export_spans(Arc::clone(&shared), queue)));
-        Ok(Self { address, shared, exporter })
+        Self { address, shared, exporter, closed: CancellationToken::new() }
+    }
+
+    /// Binds the listener and serves on the current tokio runtime. To be called once.
+    ///
+    /// # Errors
+    /// When the address can't be bound in its network.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn listen(&mut self) -> io::Result<()> {
+        let Shared { config, network, tasks, .. } = &*self.shared;
+        let options = socket::ListenOptions { reuse_port: config.reuse_port, ..Default::default() };
+        let listener = socket::listen(&**network, self.address, &options)?;
+        let address = listener.local_addr()?;
+        tasks.spawn(listener::run(Arc::clone(&self.shared), listener));
+        self.address = address;
+        Ok(())
     }
 
     /// Where it listens.
@@ -171,10 +212,12 @@ impl Waypoint {
         &self.shared.refusals
     }
 
-    /// Serves operators on these listeners until the waypoint drains: readiness, metrics, configuration, decisions, and
-    /// log levels if it is told where they are.
+    /// Serves operators on these listeners until the waypoint has drained: readiness, metrics, configuration, decisions
+    /// (until the drain starts), and log levels if it is told where they are.
     pub fn serve_operators(&self, listeners: Vec<TcpListener>, exposure: Exposure, levels: Option<LevelControl>) {
-        self.shared.tasks.spawn(operators::serve(Arc::clone(&self.shared), listeners, exposure, levels));
+        let shared = Arc::clone(&self.shared);
+        // Not one of the tasks that a drain waits for: operators see how it goes.
+        tokio::spawn(operators::serve(shared, listeners, exposure, levels, self.closed.clone()));
     }
 
     /// Accepts nothing new, tells clients to go elsewhere, lets requests in flight end, and cuts off what is left at
@@ -183,6 +226,7 @@ impl Waypoint {
     /// returns.
     pub async fn drain(mut self, deadline: Duration) {
         self.end(deadline).await;
+        self.closed.cancel();
         self.shared.spans.finish.cancel();
         if let Some(exporter) = self.exporter.take() {
             // Spans that no collector takes by then are lost.
@@ -209,6 +253,7 @@ impl Waypoint {
 
 impl Drop for Waypoint {
     fn drop(&mut self) {
+        self.closed.cancel();
         self.shared.drain.cancel();
         self.shared.tasks.stop.cancel();
         self.shared.spans.finish.cancel();

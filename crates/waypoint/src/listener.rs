@@ -5,11 +5,15 @@ use std::{net::SocketAddr, os::fd::AsFd, pin::pin, sync::Arc, time::Duration};
 use ambit_hbone::{Connection, Limits as HboneLimits};
 use ambit_telemetry::{DecisionRecord, Destination, Source};
 use futures_util::FutureExt;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::OwnedSemaphorePermit,
+};
 
 use crate::{
     limits::{HANDOVER, MAX_LAST_CONNECTIONS},
     record::{Entry, refusal},
+    refusals::Refusal,
     session::Client,
     shared::Shared,
     tunnel,
@@ -63,23 +67,21 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 fn take(shared: &Arc<Shared>, stream: TcpStream, peer: SocketAddr) {
     let Ok(slot) = Arc::clone(&shared.connections).try_acquire_owned() else {
         let source = Source { address: Some(peer), ..Source::default() };
-        let decision = refusal("too many HBONE connections are open");
+        shared.refusals.add(Refusal::Connections);
+        let decision = refusal(Refusal::Connections.reason());
         let record = DecisionRecord::new(shared.enforcer(), source, Destination::default(), "TCP", &decision);
         return Entry::new(record, shared.recorder.clone()).watched(&shared.operators).finish(None);
     };
-    let connection = serve(Arc::clone(shared), stream, peer);
-    shared.tasks.spawn(async move {
-        connection.await;
-        drop(slot);
-    });
+    shared.tasks.spawn(serve(Arc::clone(shared), stream, peer, slot));
 }
 
-async fn serve(shared: Arc<Shared>, stream: TcpStream, peer: SocketAddr) {
+async fn serve(shared: Arc<Shared>, stream: TcpStream, peer: SocketAddr, _slot: OwnedSemaphorePermit) {
     let certificate = match shared.certificates.get(&shared.config.identity).await {
         Ok(certificate) => certificate,
         Err(error) => return tracing::warn!(waypoint = %shared.name, %error, "no certificate to serve with"),
     };
-    match ambit_hbone::accept(stream, certificate, &HboneLimits::default()).await {
+    // Boxed, since it is large and soon over.
+    match Box::pin(ambit_hbone::accept(stream, certificate, &HboneLimits::default())).await {
         Ok(connection) => serve_tunnels(shared, connection).await,
         Err(error) => tracing::info!(waypoint = %shared.name, %peer, %error, "HBONE connection refused"),
     }

@@ -14,6 +14,12 @@ pub(crate) struct Random {
     counter: AtomicU64,
 }
 
+const HEX: &[u8; 16] = b"0123456789abcdef";
+const NO_ID: [u8; 36] = *b"00000000-0000-4000-8000-000000000000";
+/// Where a UUID says of itself that it is random (RFC 9562 5.4), and what it says.
+const VERSION_AND_VARIANT_MASK: u128 = 0xf000_c000_0000_0000_0000;
+const VERSION_AND_VARIANT: u128 = 0x4000_8000_0000_0000_0000;
+
 // === impl Random ===
 
 impl Random {
@@ -30,15 +36,16 @@ impl Random {
     /// A value for `x-request-id`: a UUID of version 4.
     pub(crate) fn request_id(&self) -> HeaderValue {
         let (high, low) = (self.next(), self.next());
-        let text = format!(
-            "{:08x}-{:04x}-4{:03x}-{:04x}-{:012x}",
-            high >> 32,
-            (high >> 16) & 0xffff,
-            high & 0xfff,
-            (low >> 48) & 0x3fff | 0x8000,
-            low & 0xffff_ffff_ffff
-        );
-        HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("00000000-0000-4000-8000-000000000000"))
+        let number = u128::from(high) << 64 | u128::from(low);
+        let number = number & !VERSION_AND_VARIANT_MASK | VERSION_AND_VARIANT;
+        let mut text = NO_ID;
+        let mut left = number;
+        for place in text.iter_mut().rev().filter(|place| **place != b'-') {
+            *place = HEX[(left & 0xf) as usize];
+            left >>= 4;
+        }
+        // INVARIANT: hexadecimal digits and dashes are visible ASCII.
+        HeaderValue::from_bytes(&text).unwrap_or(HeaderValue::from_static("00000000-0000-4000-8000-000000000000"))
     }
 }
 

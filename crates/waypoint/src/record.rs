@@ -1,6 +1,7 @@
 //! Decision records in the making.
 
 use std::{
+    borrow::Cow,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -10,12 +11,12 @@ use ambit_telemetry::{DecisionRecord, Exchange, Notes, ProviderCheck, Recorder};
 
 use ambit_telemetry::metrics::{CarriedConnection, CarriedProtocol};
 use bytes::Bytes;
-use http::{HeaderMap, Response, header};
+use http::{HeaderMap, Method, Response, header};
 use http_body::Body as _;
 
 use crate::{
     balance::Endpoint,
-    operators::{Counted, Ended, Kind, Meters, Operators, Tally, Traced, Uploaded},
+    operators::{Counted, Ended, Kind, Meters, Operators, Tally, Traced, Uploaded, full_name},
     respond,
     upstream::{Body, boxed},
 };
@@ -43,6 +44,8 @@ pub(crate) struct Entry {
     has_context: bool,
 }
 
+const COMMON_METHODS: [&str; 7] = ["GET", "POST", "PUT", "DELETE", "HEAD", "PATCH", "OPTIONS"];
+
 /// A denial for a reason that is no policy's.
 pub(crate) fn refusal(reason: &str) -> Decision {
     Decision::deny(reason)
@@ -60,6 +63,14 @@ fn exhausted(flags: &'static str) -> &'static str {
         "UH" => "UH,URX",
         other => other,
     }
+}
+
+/// Without an allocation where that can be.
+fn method_text(method: &Method) -> Cow<'static, str> {
+    COMMON_METHODS
+        .into_iter()
+        .find(|common| *common == method.as_str())
+        .map_or_else(|| Cow::Owned(method.as_str().to_owned()), Cow::Borrowed)
 }
 
 /// Whole microseconds since then.
@@ -248,9 +259,9 @@ impl Entry {
     }
 
     /// Method and path without query.
-    pub(crate) fn request(&mut self, method: &http::Method, path: &str) {
+    pub(crate) fn request(&mut self, method: &Method, path: &str) {
         self.edit(|record| {
-            record.method = Some(method.to_string());
+            record.method = Some(method_text(method));
             record.path = Some(path.to_owned());
         });
     }
@@ -283,9 +294,11 @@ impl Entry {
         if let Some(exchange) = &mut self.exchange {
             exchange.endpoint = Some(endpoint.address);
         }
-        self.edit(|record| {
-            record.destination.workload = Some(format!("{}/{}", workload.namespace, workload.name).into());
-        });
+        let name = match &self.meters {
+            Some(meters) => meters.name_of(workload),
+            None => full_name(workload),
+        };
+        self.edit(|record| record.destination.workload = Some(name));
     }
 
     /// Time spent reaching endpoints, over all tries.

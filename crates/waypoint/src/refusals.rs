@@ -1,4 +1,4 @@
-//! Requests that aren't even judged because of their form, counted by reason.
+//! Requests that aren't even judged because of their form, and what there is no room for, counted by reason.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -66,6 +66,8 @@ refusals! {
     Http2Refused "h2_refused" "HTTP/2: a stream was refused before it was looked at",
     Http2Compression "h2_compression" "HTTP/2: a header block can't be decoded",
     Http2Flood "h2_flood" "HTTP/2: the client asks for more work than it is worth (resets, control frames, headers)",
+    Connections "connections" "too many HBONE connections are open",
+    Tunnels "tunnels" "too many tunnels are open",
 }
 
 /// How often each [`Refusal`] has happened.

@@ -30,7 +30,7 @@ pub(crate) struct Checked {
     pub(crate) headers: HeaderMap,
     /// How it came.
     pub(crate) version: Version,
-    /// Providers of CUSTOM policies that allowed it, and what it was before they changed it; nothing if none was asked.
+    /// Providers of CUSTOM policies that allowed it, and what it was before anything of it was changed; nothing if nothing was.
     pub(crate) asked: Option<Arc<Asked>>,
     /// What its verified token says.
     pub(crate) claims: Option<Arc<Claims>>,
@@ -71,8 +71,11 @@ pub(crate) fn forwarded(
     request_id: impl FnOnce() -> HeaderValue,
 ) -> request::Parts {
     strip_hop_by_hop(&mut head.headers);
-    for name in CLIENT_MAY_NOT_SEND {
-        head.headers.remove(name);
+    // Rarely is one there, and to look for each takes longer.
+    if head.headers.keys().any(|name| CLIENT_MAY_NOT_SEND.contains(name)) {
+        for name in CLIENT_MAY_NOT_SEND {
+            head.headers.remove(name);
+        }
     }
     if let Some(value) = &checked.client_certificate {
         head.headers.insert(X_FORWARDED_CLIENT_CERT, value.clone());
@@ -138,6 +141,10 @@ pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
 
 /// Removes what concerns only one hop, in either direction, and what `Connection` names.
 pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    // Most messages have none of them, and to look for each takes longer.
+    if !headers.keys().any(|name| *name == header::TE || HOP_BY_HOP.contains(name)) {
+        return;
+    }
     let named: Vec<HeaderName> = connection_options(headers)
         .filter_map(|option| HeaderName::from_bytes(option.as_bytes()).ok())
         // A sender can't take away what frames or addresses the message.
@@ -300,7 +307,15 @@ impl Checked {
             .with_claims(self.claims.as_deref())
     }
 
-    /// The same as the client sent them, before a provider changed anything.
+    /// From now on it changes. CUSTOM policies judge what was sent, also those that come while its stream lives.
+    pub(crate) fn keep_as_sent(&mut self) {
+        if self.asked.is_none() {
+            let (target, headers) = (self.target.clone(), self.headers.clone());
+            self.asked = Some(Arc::new(Asked { target, headers, approvals: Approvals::none() }));
+        }
+    }
+
+    /// The same as the client sent them, before a provider changed anything or a token was taken out.
     pub(crate) fn facts_as_sent(&self) -> RequestFacts<'_> {
         let facts = self.facts();
         match &self.asked {

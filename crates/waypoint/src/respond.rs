@@ -4,10 +4,13 @@ use std::sync::Arc;
 
 use ambit_mesh::view::Denial;
 use bytes::Bytes;
-use http::{HeaderValue, Method, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
 use http_body_util::{BodyExt, Empty, Full};
 
 use crate::upstream::Body;
+
+/// What is said about a denial.
+const DENIED: &str = "RBAC: access denied";
 
 /// What the answer depends on in the request.
 #[derive(Clone, Copy, Debug)]
@@ -22,9 +25,19 @@ pub(crate) struct Style {
 
 /// Refused by policy. The text and its headers are Istio's, to the byte; nothing in it tells which policy.
 pub(crate) fn denied(style: Style) -> Response<Body> {
-    let mut response = text(StatusCode::FORBIDDEN, "RBAC: access denied", style);
+    let mut response = text(StatusCode::FORBIDDEN, DENIED, style);
     response.extensions_mut().insert(Denied(style));
     response
+}
+
+/// The end of a call that is no longer allowed, in the Gateway's words if it has any.
+pub(crate) fn denied_trailers(denial: Option<&Denial>) -> HeaderMap {
+    let message = denial.map_or(HeaderValue::from_static(DENIED), |denial| denial.grpc_message.clone());
+    let status = HeaderValue::from(grpc_status(StatusCode::FORBIDDEN));
+    [("grpc-status", status), ("grpc-message", message)]
+        .map(|(name, value)| (HeaderName::from_static(name), value))
+        .into_iter()
+        .collect()
 }
 
 /// Marks the answer to what policies deny.
@@ -115,7 +128,7 @@ pub(crate) fn grpc_status(status: StatusCode) -> u16 {
 
 impl Style {
     /// For a request with this method and these headers, whose body has been read or will be.
-    pub(crate) fn of(method: &Method, headers: &http::HeaderMap) -> Self {
+    pub(crate) fn of(method: &Method, headers: &HeaderMap) -> Self {
         Self { grpc: crate::request::is_grpc(headers), head: method == Method::HEAD, close: false }
     }
 }

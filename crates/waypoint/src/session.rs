@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    ops::Deref,
     sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError, Weak},
 };
 
@@ -76,9 +77,15 @@ pub(crate) struct Session {
 }
 
 /// What is in force for a session at this moment.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Standing {
     pub(crate) view: Arc<View>,
+    found: Arc<Found>,
+}
+
+/// What a view says of a session. Looked up once per view, and shared by all requests under it.
+#[derive(Debug)]
+pub(crate) struct Found {
     pub(crate) protocol: AppProtocol,
     /// Whose tokens are believed, if any are looked at.
     pub(crate) authentication: Option<Arc<Authentication>>,
@@ -95,19 +102,12 @@ pub(crate) struct Standing {
     residual: Arc<Residual>,
 }
 
-/// What was in force for a session under one view, so that requests under the same view don't look it up again.
+/// What was found last, so that requests under the same view don't look it up again.
 #[derive(Debug)]
 struct Known {
     /// Weak, so that a silent session doesn't keep an old view; held, so that its address can't be given to another.
     view: Weak<View>,
-    protocol: AppProtocol,
-    authentication: Option<Arc<Authentication>>,
-    routes: Option<Arc<ServiceRoutes>>,
-    client_certificate: Option<HeaderValue>,
-    tracing: Option<Arc<Tracing>>,
-    traffic: Option<Arc<Traffic>>,
-    retry_budget: Option<Arc<RetryBudget>>,
-    residual: Arc<Residual>,
+    found: Arc<Found>,
 }
 
 /// What may have to be asked again when the configuration changes.
@@ -188,16 +188,18 @@ impl Session {
         let view = self.shared.store.load();
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         match &*known {
-            Some(known) if std::ptr::eq(known.view.as_ptr(), &raw const *view) => Ok(known.standing(view)),
+            Some(known) if std::ptr::eq(known.view.as_ptr(), &raw const *view) => {
+                Ok(Standing { view, found: Arc::clone(&known.found) })
+            }
             _ => {
-                let standing = self.look_up(view)?;
-                *known = Some(Known::of(&standing));
-                Ok(standing)
+                let found = Arc::new(self.look_up(&view)?);
+                *known = Some(Known { view: Arc::downgrade(&view), found: Arc::clone(&found) });
+                Ok(Standing { view, found })
             }
         }
     }
 
-    fn look_up(&self, view: Arc<View>) -> Result<Standing, Decision> {
+    fn look_up(&self, view: &View) -> Result<Found, Decision> {
         let Target { addressee, name, address } = &self.target;
         let waypoint = &self.shared.name;
         let Some(bundle) = view.waypoint(&self.shared.config.namespace, &self.shared.config.name) else {
@@ -259,17 +261,7 @@ impl Session {
         });
         let client_certificate = client_certificate.flatten();
         let tracing = bundle.settings.tracing.clone();
-        Ok(Standing {
-            view,
-            protocol,
-            authentication,
-            routes,
-            client_certificate,
-            tracing,
-            traffic,
-            retry_budget,
-            residual,
-        })
+        Ok(Found { protocol, authentication, routes, client_certificate, tracing, traffic, retry_budget, residual })
     }
 
     fn treatment(&self, bundle: &WaypointBundle) -> Option<destination::Settled> {
@@ -379,54 +371,15 @@ impl Session {
     }
 }
 
-// === impl Known ===
+// === impl Standing ===
 
-impl Known {
-    fn of(standing: &Standing) -> Self {
-        let Standing {
-            view,
-            protocol,
-            authentication,
-            routes,
-            client_certificate,
-            tracing,
-            traffic,
-            retry_budget,
-            residual,
-        } = standing;
-        Self {
-            view: Arc::downgrade(view),
-            protocol: *protocol,
-            authentication: authentication.clone(),
-            routes: routes.clone(),
-            client_certificate: client_certificate.clone(),
-            traffic: traffic.clone(),
-            retry_budget: retry_budget.clone(),
-            tracing: tracing.clone(),
-            residual: Arc::clone(residual),
-        }
-    }
+impl Deref for Standing {
+    type Target = Found;
 
-    /// INVARIANT: `view` is the one that this was found under.
-    fn standing(&self, view: Arc<View>) -> Standing {
-        let Self {
-            protocol, authentication, routes, client_certificate, tracing, traffic, retry_budget, residual, ..
-        } = self;
-        Standing {
-            view,
-            protocol: *protocol,
-            authentication: authentication.clone(),
-            routes: routes.clone(),
-            client_certificate: client_certificate.clone(),
-            traffic: traffic.clone(),
-            retry_budget: retry_budget.clone(),
-            tracing: tracing.clone(),
-            residual: Arc::clone(residual),
-        }
+    fn deref(&self) -> &Found {
+        &self.found
     }
 }
-
-// === impl Standing ===
 
 impl Standing {
     /// True if the port is declared to carry nothing but HTTP.

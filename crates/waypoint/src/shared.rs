@@ -1,13 +1,23 @@
 //! What all connections of one waypoint share.
 
-use std::{fmt, future::Future, sync::Arc};
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 use ambit_hbone::{Network, Pool};
 use ambit_identity::CertificateStore;
 use ambit_mesh::{Store, loads::Loads};
 use ambit_telemetry::{Enforcer, Recorder};
+use pin_project_lite::pin_project;
 use tokio::sync::Semaphore;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::{CancellationToken, WaitForCancellationFutureOwned},
+    task::TaskTracker,
+};
 
 use crate::{
     Config,
@@ -34,7 +44,7 @@ pub(crate) struct Shared {
     pub(crate) spans: Arc<Spans>,
     pub(crate) loads: Arc<Loads>,
     pub(crate) random: Random,
-    pub(crate) refusals: Refusals,
+    pub(crate) refusals: Arc<Refusals>,
     pub(crate) authorizers: Clients,
     pub(crate) verified_tokens: VerifiedTokens,
     /// What retries cost, per service.
@@ -62,6 +72,17 @@ pub(crate) struct Tasks {
     pub(crate) stop: CancellationToken,
 }
 
+pin_project! {
+    /// A task that ends with everything. An `async` block would hold the task three times: as what it captured, as the
+    /// argument of what waits for it, and there again. For a connection that is tens of kilobytes.
+    struct Stoppable<F> {
+        #[pin]
+        task: F,
+        #[pin]
+        stopped: WaitForCancellationFutureOwned,
+    }
+}
+
 // === impl Shared ===
 
 impl Shared {
@@ -85,11 +106,7 @@ impl Tasks {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let stop = self.stop.clone();
-        self.tracker.spawn(async move {
-            // None means that everything ends.
-            let _ = stop.run_until_cancelled(task).await;
-        });
+        self.tracker.spawn(Stoppable { task, stopped: self.stop.clone().cancelled_owned() });
     }
 }
 
@@ -99,9 +116,21 @@ where
     F::Output: Send,
 {
     fn execute(&self, task: F) {
-        let stop = self.stop.clone();
-        self.tracker.spawn(async move {
-            let _ = stop.run_until_cancelled(task).await;
-        });
+        self.tracker.spawn(Stoppable { task, stopped: self.stop.clone().cancelled_owned() });
+    }
+}
+
+// === impl Stoppable ===
+
+impl<F: Future> Future for Stoppable<F> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.project();
+        // Everything ends.
+        if this.stopped.poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        this.task.poll(cx).map(drop)
     }
 }

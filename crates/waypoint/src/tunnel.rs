@@ -19,6 +19,7 @@ use crate::{
     HBONE_PORT,
     detect::{self, Prefixed, Spoken},
     record::{Entry, refusal},
+    refusals::Refusal,
     serve, server_first,
     session::{Addressee, Client, Session, Target},
     shared::Shared,
@@ -29,7 +30,8 @@ use crate::{
 pub(crate) async fn serve(shared: Arc<Shared>, client: Client, request: ConnectRequest) {
     let view = shared.store.load();
     let Ok(_slot) = Arc::clone(&shared.tunnels).try_acquire_owned() else {
-        let why = Refused::new(StatusCode::SERVICE_UNAVAILABLE, "too many tunnels are open".to_owned());
+        shared.refusals.add(Refusal::Tunnels);
+        let why = Refused::new(StatusCode::SERVICE_UNAVAILABLE, Refusal::Tunnels.reason().to_owned());
         return refuse(&shared, &view, &client, request, why);
     };
     let target = match resolve(&shared, &view, &request) {
@@ -72,9 +74,10 @@ where
 {
     let limits = session.shared.config.limits;
     let mut early = None;
+    // What is large and isn't every connection's is boxed, or each of them would have the size of the largest.
     let detected = match protocol {
-        AppProtocol::Tcp | AppProtocol::Tls => return tcp::serve(session, tunnel, None).await,
-        AppProtocol::Unknown => server_first::detect(&session, tunnel, &mut early).await,
+        AppProtocol::Tcp | AppProtocol::Tls => return Box::pin(tcp::serve(session, tunnel, None)).await,
+        AppProtocol::Unknown => Box::pin(server_first::detect(&session, tunnel, &mut early)).await,
         AppProtocol::Http11 | AppProtocol::Http2 | AppProtocol::Grpc => detect::http(tunnel, limits.idle_timeout).await,
     };
     // Only TCP can go on with a connection that was opened for no request in particular.
@@ -82,7 +85,7 @@ where
     match detected {
         Ok((Spoken::Http1, stream)) => serve::serve_http1(session, stream).await,
         Ok((Spoken::Http2, stream)) => serve::serve_http2(session, stream).await,
-        Ok((Spoken::Tcp, stream)) => tcp::serve(session, stream, early).await,
+        Ok((Spoken::Tcp, stream)) => Box::pin(tcp::serve(session, stream, early)).await,
         Err(error) => tracing::debug!(%error, "tunnel ended before its protocol was known"),
     }
 }

@@ -19,7 +19,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     explain::{Destination, Point, destination},
-    service, yaml,
+    service,
 };
 use crate::command::Failure;
 
@@ -92,7 +92,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     }
     let printed = json!({"enforcementPoints": Value::Array(places)});
     let text = match args.output {
-        Format::Yaml => yaml::render(&printed),
+        Format::Yaml => ambit_api::to_yaml(&printed),
         Format::Json => format!("{printed:#}\n"),
     };
     std::io::stdout().write_all(text.as_bytes()).map_err(|error| Failure::new(format!("can't print: {error}")))?;

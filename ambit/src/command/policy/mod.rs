@@ -4,7 +4,6 @@ pub mod eval;
 pub mod explain;
 pub mod export;
 mod service;
-mod yaml;
 
 use std::process::ExitCode;
 

@@ -8,7 +8,7 @@ use ambit_hbone::{
 };
 use ambit_ztunnel::Limits;
 
-use super::values::positive_duration;
+use crate::proxy::settings::positive_duration;
 
 /// The transport's numbers.
 #[derive(Clone, Debug, clap::Args)]

@@ -1,19 +1,18 @@
 //! What `ambit ztunnel` can be told, by flags or by the environment variables of Istio's node proxy
 //! (`spec/ztunnel.md` 17). Parsed here and nowhere else: a value that can't be right ends the start.
 
-mod control_plane;
 mod limits;
 mod mode;
-mod operations;
-mod proxy_config;
 mod shown;
-mod values;
+mod sources;
+mod threads;
 
-pub use control_plane::ControlPlane;
 pub use limits::{Budgets, Transport};
 pub use mode::{Mode, Pods, ProxyMode};
-pub use operations::{Draining, Operations, Threads};
-pub use values::{WorkloadName, metadata, prefixed};
+pub use sources::Sources;
+pub use threads::Threads;
+
+use crate::proxy::settings::{ControlPlane, Draining, Operations, SettingsError, proxy_config};
 
 /// All settings, in the groups in which `--help` shows them.
 #[derive(Clone, Debug, clap::Args)]
@@ -22,6 +21,8 @@ pub struct Settings {
     pub mode: Mode,
     #[command(flatten)]
     pub control_plane: ControlPlane,
+    #[command(flatten)]
+    pub sources: Sources,
     #[command(flatten)]
     pub pods: Pods,
     #[command(flatten)]
@@ -36,18 +37,16 @@ pub struct Settings {
     pub operations: Operations,
 }
 
-/// Settings that contradict each other. What is wrong with one alone clap has told before.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct SettingsError(pub String);
-
 impl Settings {
     /// Fills in what PROXY_CONFIG and the mesh's file say, then [checks](Self::check).
     ///
     /// # Errors
     /// What is wrong, and what to change.
     pub fn complete(mut self) -> Result<Self, SettingsError> {
-        proxy_config::read()?.fill_in(&mut self);
+        let Self { control_plane, operations, threads, .. } = &mut self;
+        let config = proxy_config::read()?;
+        let metadata = config.fill_in(control_plane, operations, &mut threads.ztunnel_worker_threads);
+        self.mode.proxy_metadata = metadata;
         self.check()?;
         Ok(self)
     }
@@ -72,33 +71,30 @@ impl Settings {
         if !self.mode.enable_proxy && !self.mode.dns_capture {
             return wrong("ENABLE_PROXY=false and ISTIO_META_DNS_CAPTURE=false leave nothing to do");
         }
-        let control_plane = &self.control_plane;
-        if control_plane.local_xds_path.is_some() && control_plane.local_xds.is_some() {
+        let (control_plane, sources) = (&self.control_plane, &self.sources);
+        if sources.local_xds_path.is_some() && sources.local_xds.is_some() {
             return wrong("LOCAL_XDS_PATH and LOCAL_XDS are both set; choose one");
         }
-        if control_plane.xds_address().is_none()
-            && control_plane.local_xds_path.is_none()
-            && control_plane.local_xds.is_none()
-        {
+        if control_plane.xds_address().is_none() && sources.local_xds_path.is_none() && sources.local_xds.is_none() {
             return wrong(
                 "XDS_ADDRESS is empty and there is neither LOCAL_XDS_PATH nor LOCAL_XDS; nothing would be known",
             );
         }
-        if control_plane.xds_on_demand && self.mode.dns_capture {
+        if sources.xds_on_demand && self.mode.dns_capture {
             return wrong(
                 "XDS_ON_DEMAND=true needs ISTIO_META_DNS_CAPTURE=false: names are answered from all services, and on demand \
                  only those in use are known",
             );
         }
-        if control_plane.xds_on_demand && control_plane.xds_address().is_none() {
+        if sources.xds_on_demand && control_plane.xds_address().is_none() {
             return wrong("XDS_ON_DEMAND=true needs a control plane to ask; set XDS_ADDRESS, or leave it out");
         }
-        if control_plane.fake_ca && control_plane.insecure_ca_dir.is_none() {
+        if sources.fake_ca && sources.insecure_ca_dir.is_none() {
             return wrong(
                 "FAKE_CA=true lets this process sign for every identity; say so with --insecure-ca-dir DIR, in tests only",
             );
         }
-        if control_plane.insecure_ca_dir.is_none() && control_plane.ca_address().is_none() {
+        if sources.insecure_ca_dir.is_none() && control_plane.ca_address().is_none() {
             return wrong("CA_ADDRESS is empty; no workload would get a certificate");
         }
         Ok(())

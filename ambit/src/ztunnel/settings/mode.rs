@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 
-use super::values::WorkloadName;
+use crate::proxy::settings::WorkloadName;
 
 /// Whose traffic is carried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]

@@ -7,7 +7,7 @@ use super::{ProxyMode, Settings};
 impl Settings {
     /// By name, in camel case, as Istio's node proxy names them. Durations are in seconds.
     pub fn shown(&self, cores: usize) -> Value {
-        let Self { mode, control_plane, pods, transport, budgets: _, draining, threads, operations } = self;
+        let Self { mode, control_plane, sources, pods, transport, budgets: _, draining, threads, operations } = self;
         json!({
             "proxyMode": match mode.proxy_mode { ProxyMode::Shared => "Shared", ProxyMode::Dedicated => "Dedicated" },
             "proxyWorkloadInformation": mode.proxy_workload_info.as_ref().map(|own| {
@@ -25,12 +25,12 @@ impl Settings {
             "caAddress": control_plane.ca_address(),
             "altXdsHostname": control_plane.alt_xds_hostname,
             "altCaHostname": control_plane.alt_ca_hostname,
-            "xdsOnDemand": control_plane.xds_on_demand,
-            "localXdsPath": control_plane.local_xds_path,
+            "xdsOnDemand": sources.xds_on_demand,
+            "localXdsPath": sources.local_xds_path,
             "xdsStateFile": control_plane.xds_state_file,
             "secretTtl": control_plane.secret_ttl.as_secs(),
             "crlPath": control_plane.crl_path,
-            "fakeCa": control_plane.insecure_ca_dir.is_some(),
+            "fakeCa": sources.insecure_ca_dir.is_some(),
             "inpodUds": pods.inpod_uds,
             "inpodPortReuse": pods.inpod_port_reuse,
             "packetMark": pods.mark(mode.proxy_mode),

@@ -128,7 +128,7 @@ fn threads_follow_the_containers_share() {
 
 #[test]
 fn durations_are_read_as_they_are_written() {
-    use super::values::{cores, duration};
+    use crate::proxy::settings::{cores, duration};
     for (text, millis) in [
         ("5m", 300_000),
         ("180s", 180_000),

@@ -1,5 +1,6 @@
 //! How much endpoints get at once, and when one of them gets nothing.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::routes::spec;
@@ -83,7 +84,7 @@ spec! {
 }
 
 /// Whether HTTP/1.1 becomes HTTP/2 on its way to endpoints.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum H2UpgradePolicy {
     /// As the port says.

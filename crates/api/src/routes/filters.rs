@@ -1,12 +1,13 @@
 //! What a route does to requests and responses.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{BackendReference, spec};
 use crate::authorization_policy::null_as_default;
 
 /// One thing that is done; `type` says which of the other fields counts.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Filter {
     /// Which it is.
@@ -39,7 +40,7 @@ pub struct Filter {
 }
 
 /// Which filter it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[expect(missing_docs, reason = "the variants are the values")]
 pub enum FilterType {
     RequestHeaderModifier,
@@ -126,7 +127,7 @@ spec! {
 }
 
 /// Scheme of a redirection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[expect(missing_docs, reason = "the variants are the values")]
 pub enum Scheme {
@@ -147,7 +148,7 @@ spec! {
 }
 
 /// Another path; the query stays.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PathModifier {
     /// Which of the other fields counts.
@@ -162,7 +163,7 @@ pub struct PathModifier {
 }
 
 /// What of the path is replaced.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[expect(missing_docs, reason = "the variants are the values")]
 pub enum PathModifierType {
     ReplaceFullPath,
@@ -194,7 +195,7 @@ spec! {
 }
 
 /// An external authorizer.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ExternalAuth {
     /// What it speaks.
@@ -213,7 +214,7 @@ pub struct ExternalAuth {
 }
 
 /// What an external authorizer speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "UPPERCASE")]
 #[expect(missing_docs, reason = "the variants are the values")]
 pub enum ExternalAuthProtocol {

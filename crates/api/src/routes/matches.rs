@@ -1,5 +1,6 @@
 //! Which requests a rule is about.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::spec;
@@ -36,7 +37,7 @@ spec! {
 }
 
 /// How a path is compared.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum PathMatchType {
     /// To the letter.
     Exact,
@@ -48,7 +49,7 @@ pub enum PathMatchType {
 }
 
 /// How a value is compared.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum MatchType {
     /// To the letter.
     #[default]

@@ -191,8 +191,17 @@ pub async fn handshake(
     client: Arc<ClientConfig>,
     server: Arc<ServerConfig>,
 ) -> (io::Result<Client>, io::Result<Server>) {
+    handshake_with("nobody.invalid", client, server).await
+}
+
+/// With a server that the client calls by this name or address.
+pub async fn handshake_with(
+    name: &str,
+    client: Arc<ClientConfig>,
+    server: Arc<ServerConfig>,
+) -> (io::Result<Client>, io::Result<Server>) {
     let (near, far) = duplex(64 * 1024);
-    let name = ServerName::try_from("nobody.invalid").expect("a name");
+    let name = ServerName::try_from(name.to_owned()).expect("a name");
     let connect = async {
         let mut stream = TlsConnector::from(client).connect(name, near).await?;
         stream.write_all(b"?").await?;

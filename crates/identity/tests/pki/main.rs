@@ -8,3 +8,4 @@ mod handshake;
 mod peers;
 mod revocation;
 mod rotation;
+mod signing;

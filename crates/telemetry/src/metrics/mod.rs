@@ -33,8 +33,8 @@ pub use self::{
     refusal::{Refusal, Refusals, Usage},
     traffic::{Flag, OpenConnection, OpenSocket, Party, Reporter, ServiceLabels, Traffic, TrafficLabels},
     waypoint::{
-        CarriedConnection, CarriedProtocol, CountedDecisions, CountedMessages, CountedRequests, DecisionLabels,
-        RequestLabels, SpanCounts, WaypointMetrics,
+        CarriedConnection, CarriedProtocol, CountedCluster, CountedDecisions, CountedMessages, CountedRequests,
+        DecisionLabels, RequestLabels, SpanCounts, WaypointMetrics,
     },
 };
 

@@ -36,6 +36,9 @@ pub(crate) fn authenticate<B>(
     request: &mut Request<B>,
     checked: &mut Checked,
 ) -> Result<(), Refused> {
+    if authentication.outputs.iter().any(|name| checked.headers.contains_key(&**name)) {
+        checked.keep_as_sent();
+    }
     outcome::drop_outputs(authentication, request.headers_mut(), checked);
     if is_preflight(checked) {
         return Ok(());
@@ -54,6 +57,7 @@ pub(crate) fn authenticate<B>(
                 Ok(believed) => {
                     let location = &authentication.locations[*location];
                     let (claims, payload) = (&believed.claims, token.payload());
+                    checked.keep_as_sent();
                     outcome::apply(rule, location, claims, payload, request.headers_mut(), checked);
                     return Ok(());
                 }

@@ -91,8 +91,7 @@ pub(crate) async fn authorize(
 ) -> Result<(Standing, Checked, Passed), Refused> {
     let mut passed = Passed::default();
     // A token may be taken away later: CUSTOM policies go on to judge what was sent.
-    let (target, headers) = (checked.target.clone(), checked.headers.clone());
-    checked.asked = Some(Arc::new(Asked { target, headers, approvals: Approvals::none() }));
+    checked.keep_as_sent();
     for _ in 0..MAX_PROVIDERS_ASKED {
         let start = Instant::now();
         let decision = standing.decide_custom(&checked);

@@ -13,6 +13,8 @@ use ambit_mesh::view::{
     ServiceKey,
     destinations::{Limits, Treatment},
 };
+use ambit_telemetry::metrics::CountedCluster;
+use ambit_xds::workload::AppProtocol;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -23,6 +25,7 @@ use super::{
 };
 use crate::{
     limits::{MAX_IDLE_CLUSTERS, MAX_PENDING_REQUESTS, PENDING_TIMEOUT},
+    shared::Shared,
     upstream::Error,
 };
 
@@ -53,6 +56,7 @@ pub(crate) struct Cluster {
     /// Whose turn it is.
     pub(super) turn: AtomicUsize,
     pub(super) hosts: Option<Arc<Hosts>>,
+    counted: CountedCluster,
     pub(super) candidates: ArcSwapOption<Candidates>,
 }
 
@@ -69,6 +73,7 @@ impl Clusters {
     /// What is known under this name; what is known of endpoints that were treated otherwise is forgotten.
     pub(super) fn get(
         &self,
+        shared: &Shared,
         key: &ServiceKey,
         port: u16,
         subset: Option<&Arc<str>>,
@@ -90,25 +95,49 @@ impl Clusters {
             // Two hold one that nobody uses: the old table and the new.
             now.retain(|_, cluster| Arc::strong_count(cluster) > 2);
         }
-        let cluster = Cluster::new(key, port, treatment, now.get(&name));
+        let counted = shared.operators.metrics.cluster(&named(shared, key, port, subset.map(|subset| &**subset)));
+        let cluster = Cluster::new(key, port, treatment, counted, now.get(&name));
         now.insert(name, Arc::clone(&cluster));
         drop(known);
         self.known.store(Arc::new(now));
         cluster
     }
+
+    /// Tells metrics who is left out at this moment.
+    pub(crate) fn show(&self) {
+        self.known.load().values().filter_map(|cluster| cluster.hosts.as_ref()).for_each(|hosts| hosts.show());
+    }
+}
+
+/// As Istio names the clusters of a waypoint.
+fn named(shared: &Shared, key: &ServiceKey, port: u16, subset: Option<&str>) -> String {
+    let view = shared.store.load();
+    let protocol = view.service(key).and_then(|service| service.ports.get(&port)).map(|port| port.protocol);
+    let protocol = if matches!(protocol, Some(AppProtocol::Tcp | AppProtocol::Tls)) { "tcp" } else { "http" };
+    let subset = subset.map(|subset| format!("/{subset}")).unwrap_or_default();
+    format!("inbound-vip|{port}|{protocol}{subset}|{}", key.hostname)
 }
 
 // === impl Cluster ===
 
 impl Cluster {
-    fn new(key: &ServiceKey, port: u16, treatment: &Arc<Treatment>, before: Option<&Arc<Self>>) -> Arc<Self> {
+    fn new(
+        key: &ServiceKey,
+        port: u16,
+        treatment: &Arc<Treatment>,
+        counted: CountedCluster,
+        before: Option<&Arc<Self>>,
+    ) -> Arc<Self> {
         let room = |most: u32| Arc::new(Semaphore::new((most as usize).min(Semaphore::MAX_PERMITS)));
         // Who was left out stays so while the same is asked of endpoints.
         let kept = before.and_then(|before| before.hosts.as_ref());
         let hosts = treatment.outliers.map(|outliers| match kept {
             Some(hosts) if *hosts.settings() == outliers => Arc::clone(hosts),
-            _ => Hosts::new(outliers),
+            _ => Hosts::new(outliers, counted.clone()),
         });
+        if let Some(old) = kept.filter(|kept| hosts.as_ref().is_none_or(|hosts| !Arc::ptr_eq(hosts, kept))) {
+            old.hide();
+        }
         let kept = before.filter(|before| before.limits().connections == treatment.limits.connections);
         let connections = match kept {
             Some(before) => before.connections.clone(),
@@ -125,6 +154,7 @@ impl Cluster {
             leases: Mutex::default(),
             turn: AtomicUsize::new(0),
             hosts,
+            counted,
             candidates: ArcSwapOption::empty(),
         })
     }
@@ -144,12 +174,19 @@ impl Cluster {
     /// There are as many as there may be.
     pub(crate) fn request(self: &Arc<Self>) -> Result<Option<Permit>, Error> {
         let Some(most) = self.limits().requests else { return Ok(None) };
-        self.take(|cluster| &cluster.requests, most).map(Some).ok_or_else(|| self.overflow("requests"))
+        self.take(|cluster| &cluster.requests, most).map(Some).ok_or_else(|| {
+            self.counted.pending_overflowed();
+            self.overflow("requests")
+        })
     }
 
     /// A retry in flight; nothing if there are as many as there may be.
     pub(crate) fn retry(self: &Arc<Self>) -> Option<Permit> {
-        self.take(|cluster| &cluster.retries, self.limits().retries.unwrap_or(u32::MAX))
+        let permit = self.take(|cluster| &cluster.retries, self.limits().retries.unwrap_or(u32::MAX));
+        if permit.is_none() {
+            self.counted.retries_overflowed();
+        }
+        permit
     }
 
     /// A request that waits for a connection.
@@ -158,7 +195,10 @@ impl Cluster {
     /// There are as many as there may be.
     pub(crate) fn pending(self: &Arc<Self>) -> Result<Permit, Error> {
         let most = self.limits().pending_requests.unwrap_or(MAX_PENDING_REQUESTS);
-        self.take(|cluster| &cluster.pending, most).ok_or_else(|| self.overflow("requests that wait"))
+        self.take(|cluster| &cluster.pending, most).ok_or_else(|| {
+            self.counted.pending_overflowed();
+            self.overflow("requests that wait")
+        })
     }
 
     /// Room for a connection that isn't HTTP.
@@ -167,7 +207,10 @@ impl Cluster {
     /// There is none.
     pub(crate) fn room(&self) -> Result<Slot, Error> {
         let Some(connections) = &self.connections else { return Ok(Slot::default()) };
-        let permit = Arc::clone(connections).try_acquire_owned().map_err(|_| self.overflow("connections"))?;
+        let permit = Arc::clone(connections).try_acquire_owned().map_err(|_| {
+            self.counted.connections_overflowed();
+            self.overflow("connections")
+        })?;
         Ok(Slot { permit: Some(permit) })
     }
 
@@ -180,8 +223,12 @@ impl Cluster {
         if let Ok(permit) = Arc::clone(connections).try_acquire_owned() {
             return Ok(Slot { permit: Some(permit) });
         }
+        self.counted.connections_overflowed();
         let waited = tokio::time::timeout(PENDING_TIMEOUT, self.wait(connections)).await;
-        let permit = waited.ok().flatten().ok_or_else(|| self.overflow("connections"))?;
+        let permit = waited.ok().flatten().ok_or_else(|| {
+            self.counted.pending_overflowed();
+            self.overflow("connections")
+        })?;
         Ok(Slot { permit: Some(permit) })
     }
 

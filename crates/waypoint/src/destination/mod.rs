@@ -18,7 +18,7 @@ use ambit_mesh::{
         destinations::{Balancer, Destination, Members, UpstreamHttp},
     },
 };
-use http::{Request, Version};
+use http::{HeaderMap, Request, Response, Version};
 
 use self::clusters::Permit;
 pub(crate) use self::{
@@ -64,6 +64,10 @@ pub(crate) struct InFlight {
     permit: Option<Permit>,
     /// How long a connection that isn't HTTP may be silent, and how long it may last.
     bounds: Bounds,
+    /// The endpoint, where what it does is counted.
+    host: Option<Arc<Host>>,
+    /// It has answered a gRPC call, and hasn't said yet how that went.
+    is_open: bool,
 }
 
 /// A retry in flight.
@@ -77,6 +81,8 @@ pub(crate) struct Bounds {
     pub(crate) idle: Option<Option<Duration>>,
     pub(crate) longest: Option<Duration>,
 }
+
+const GRPC_STATUS: &str = "grpc-status";
 
 /// How the endpoints of a service's port are treated; nothing for the usual.
 pub(crate) fn settle(
@@ -100,7 +106,7 @@ pub(crate) fn settle(
             None => return Some(Err(format!("service `{}` has no subset `{name}`", key.hostname).into())),
         },
     };
-    let cluster = shared.clusters.get(key, port, subset, treatment);
+    let cluster = shared.clusters.get(shared, key, port, subset, treatment);
     Some(Ok(Active { cluster, members }))
 }
 
@@ -208,7 +214,8 @@ impl InFlight {
     /// Counts it until the returned value is dropped.
     pub(crate) fn new(shared: &Shared, endpoint: &Endpoint, on: Option<Use>, permit: Option<Permit>) -> Self {
         let load = shared.loads.add(endpoint.load_key());
-        Self { _load: load, _use: on, _slot: None, permit, bounds: Bounds::default() }
+        let host = endpoint.host.clone();
+        Self { _load: load, _use: on, _slot: None, permit, bounds: Bounds::default(), host, is_open: false }
     }
 
     /// Counts a connection that isn't HTTP until the returned value is dropped.
@@ -222,6 +229,30 @@ impl InFlight {
 
     pub(crate) fn bounds(&self) -> Bounds {
         self.bounds
+    }
+
+    /// The endpoint has answered a request (`is_call`: a gRPC call).
+    pub(crate) fn answered<B: http_body::Body>(&mut self, response: &Response<B>, is_call: bool) {
+        let Some(host) = &self.host else { return };
+        // Without a body there are no trailers either.
+        let is_call = is_call && (!response.body().is_end_stream() || response.headers().contains_key(GRPC_STATUS));
+        self.is_open = host.answered(response.status(), response.headers(), is_call);
+    }
+
+    /// Its answer has ended with these trailers.
+    pub(crate) fn ended(&mut self, trailers: &HeaderMap) {
+        if let Some(host) = self.host.as_ref().filter(|_| self.is_open) {
+            host.ended(trailers);
+        }
+        self.is_open = false;
+    }
+
+    /// The endpoint broke its answer off.
+    pub(crate) fn broke_off(&mut self) {
+        self.is_open = false;
+        if let Some(host) = &self.host {
+            host.failed();
+        }
     }
 
     /// What stays of it when it is sent again.

@@ -11,6 +11,7 @@ use std::{
 };
 
 use ambit_mesh::view::destinations::Outliers;
+use ambit_telemetry::metrics::CountedCluster;
 use http::{HeaderMap, StatusCode};
 
 use crate::{balance::Endpoint, limits::MAX_EJECTION_TIME};
@@ -19,11 +20,14 @@ use crate::{balance::Endpoint, limits::MAX_EJECTION_TIME};
 #[derive(Debug)]
 pub(super) struct Hosts {
     settings: Outliers,
+    counted: CountedCluster,
     started: Instant,
     /// When the last of those that are left out may come back, in milliseconds since the start: the path of a request looks
     /// no further once that has passed.
     last_return: AtomicU64,
     hosts: Mutex<HashMap<Name, Arc<Host>>>,
+    /// How many of those that are left out metrics show.
+    shown: AtomicU64,
 }
 
 /// What is known of one endpoint.
@@ -46,8 +50,9 @@ type Name = (Arc<str>, SocketAddr);
 // === impl Hosts ===
 
 impl Hosts {
-    pub(super) fn new(settings: Outliers) -> Arc<Self> {
-        Arc::new(Self { settings, started: Instant::now(), last_return: AtomicU64::new(0), hosts: Mutex::default() })
+    pub(super) fn new(settings: Outliers, counted: CountedCluster) -> Arc<Self> {
+        let (last_return, shown) = (AtomicU64::new(0), AtomicU64::new(0));
+        Arc::new(Self { settings, counted, started: Instant::now(), last_return, hosts: Mutex::default(), shown })
     }
 
     pub(super) fn settings(&self) -> &Outliers {
@@ -80,6 +85,20 @@ impl Hosts {
         millis(self.started.elapsed())
     }
 
+    /// Tells metrics how many are left out now: nobody notices when one comes back.
+    pub(super) fn show(&self) {
+        let now = self.now();
+        let hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        let out = hosts.values().filter(|host| host.is_out(now)).count() as u64;
+        // Under the lock, so that two who look don't tell different things.
+        self.counted.ejected_now(self.shown.swap(out, Ordering::Relaxed), out);
+    }
+
+    /// They no longer stand for the endpoints.
+    pub(super) fn hide(&self) {
+        self.counted.ejected_now(self.shown.swap(0, Ordering::Relaxed), 0);
+    }
+
     /// Leaves an endpoint out, unless too many are already.
     fn eject(&self, host: &Host) {
         let hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
@@ -87,7 +106,11 @@ impl Hosts {
         let out = hosts.values().filter(|host| host.is_out(now)).count() as u64;
         let total = hosts.len() as u64;
         host.forget();
-        if host.is_out(now) || (out + 1) * 100 > total * u64::from(self.settings.most_percent) {
+        if host.is_out(now) {
+            return;
+        }
+        if (out + 1) * 100 > total * u64::from(self.settings.most_percent) {
+            self.counted.ejection_overflowed();
             return;
         }
         let interval = millis(self.settings.interval).max(1);
@@ -101,7 +124,14 @@ impl Hosts {
         host.times.store(times, Ordering::Relaxed);
         host.until.store(until, Ordering::Relaxed);
         self.last_return.fetch_max(until, Ordering::Relaxed);
+        self.counted.ejected();
         tracing::info!(endpoint = %host.address, for_ms = until - now, "an endpoint that fails is left out");
+    }
+}
+
+impl Drop for Hosts {
+    fn drop(&mut self) {
+        self.hide();
     }
 }
 
@@ -129,10 +159,20 @@ impl Host {
         now < self.until.load(Ordering::Relaxed)
     }
 
-    /// It has answered.
-    pub(crate) fn answered(&self, status: StatusCode, headers: &HeaderMap) {
+    /// It has answered. True if that says nothing yet: how a gRPC call went may stand in its trailers only.
+    pub(super) fn answered(&self, status: StatusCode, headers: &HeaderMap, is_call: bool) -> bool {
         self.unreachable.store(0, Ordering::Relaxed);
-        self.count(status_of_grpc(headers).unwrap_or(status).as_u16());
+        let of_call = if is_call { status_of_call(headers) } else { None };
+        if is_call && of_call.is_none() && status.is_success() {
+            return true;
+        }
+        self.count(of_call.unwrap_or(status.as_u16()));
+        false
+    }
+
+    /// A gRPC call has ended with these trailers.
+    pub(super) fn ended(&self, trailers: &HeaderMap) {
+        self.count(status_of_call(trailers).unwrap_or(200));
     }
 
     /// It was reached, and what it says isn't looked at.
@@ -188,14 +228,43 @@ impl Host {
     }
 }
 
-/// A gRPC answer without a message says in its head how it went; as an HTTP status.
-fn status_of_grpc(headers: &HeaderMap) -> Option<StatusCode> {
-    let status = headers.get("grpc-status")?.as_bytes();
+/// What the status of a gRPC call is in HTTP, as in Envoy, where headers or trailers have one. One that isn't among gRPC's is
+/// the server's error.
+fn status_of_call(headers: &HeaderMap) -> Option<u16> {
+    let status = headers.get("grpc-status")?.to_str().ok().and_then(|status| status.parse::<u16>().ok());
     Some(match status {
-        b"14" => StatusCode::SERVICE_UNAVAILABLE,
-        b"4" => StatusCode::GATEWAY_TIMEOUT,
-        b"12" => StatusCode::NOT_IMPLEMENTED,
-        b"2" | b"13" | b"15" => StatusCode::INTERNAL_SERVER_ERROR,
-        _ => StatusCode::OK,
+        Some(0) => 200,
+        Some(1) => 499,
+        Some(3 | 9 | 11) => 400,
+        Some(4) => 504,
+        Some(5) => 404,
+        Some(6 | 10) => 409,
+        Some(7) => 403,
+        Some(8) => 429,
+        Some(12) => 501,
+        Some(14) => 503,
+        Some(16) => 401,
+        _ => 500,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderMap, HeaderValue};
+
+    use super::status_of_call;
+
+    #[test]
+    fn the_statuses_of_calls_are_envoys_statuses_of_http() {
+        let of = |status: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("grpc-status", HeaderValue::from_static(status));
+            status_of_call(&headers)
+        };
+        let all: Vec<_> = (0..17).map(|code: u16| of(code.to_string().leak()).expect("there is one")).collect();
+        let expected = [200, 499, 500, 400, 504, 404, 409, 403, 429, 400, 409, 400, 501, 500, 503, 500, 401];
+        assert_eq!(all, expected);
+        assert_eq!([of("17"), of("-1"), of("x"), of("")], [Some(500); 4]);
+        assert_eq!(status_of_call(&HeaderMap::new()), None);
+    }
 }

@@ -44,14 +44,14 @@ struct Admin {
     dumps: Arc<Semaphore>,
 }
 
-/// Serves until the waypoint drains.
+/// Serves until it is to be closed.
 pub(crate) async fn serve(
     shared: Arc<Shared>,
     listeners: Vec<TcpListener>,
     exposure: Exposure,
     levels: Option<LevelControl>,
+    until: CancellationToken,
 ) {
-    let until = shared.drain.clone();
     let admin = Admin { shared, exposure, levels, dumps: Arc::new(Semaphore::new(MAX_ADMIN_DUMPS)) };
     let handler = move |request: Request<Incoming>| {
         let (admin, (head, _)) = (admin.clone(), request.into_parts());
@@ -100,13 +100,16 @@ impl Admin {
     }
 
     fn ready(&self) -> Response<Full<Bytes>> {
-        let Shared { config, drain, store, .. } = &*self.shared;
+        let Shared { config, drain, store, certificates, .. } = &*self.shared;
         if drain.is_cancelled() {
             return text(StatusCode::SERVICE_UNAVAILABLE, "draining\n");
         }
-        match store.load().waypoint(&config.namespace, &config.name) {
+        if store.load().waypoint(&config.namespace, &config.name).is_none() {
+            return text(StatusCode::SERVICE_UNAVAILABLE, "no configuration yet\n");
+        }
+        match certificates.current(&config.identity) {
             Some(_) => text(StatusCode::OK, "ready\n"),
-            None => text(StatusCode::SERVICE_UNAVAILABLE, "no configuration yet\n"),
+            None => text(StatusCode::SERVICE_UNAVAILABLE, "no certificate yet\n"),
         }
     }
 
@@ -160,6 +163,7 @@ async fn next_line(reader: &mut Reader, until: &CancellationToken) -> Option<Byt
 }
 
 fn metrics(shared: &Shared) -> Result<(Vec<u8>, &'static str), String> {
+    shared.clusters.show();
     let text = shared.operators.metrics.encode().map_err(|error| error.to_string())?;
     Ok((text.into_bytes(), OPENMETRICS_TYPE))
 }

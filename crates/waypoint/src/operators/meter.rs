@@ -79,6 +79,13 @@ struct Known {
     requests: Vec<(Kind, CountedRequests)>,
     decisions: Vec<(Option<PolicyName>, Option<u32>, Verdict, CountedDecisions)>,
     denial: Option<Arc<Denial>>,
+    /// The endpoint of the last request and its name.
+    endpoint: Option<(Arc<Workload>, Arc<str>)>,
+}
+
+/// `namespace/name`, as records have it.
+pub(crate) fn full_name(workload: &Workload) -> Arc<str> {
+    format!("{}/{}", workload.namespace, workload.name).into()
 }
 
 /// A workload as metrics name it.
@@ -121,6 +128,15 @@ impl Meters {
     /// The Gateway's own answer to what is denied, if it has one.
     pub(crate) fn denial(&self) -> Option<Arc<Denial>> {
         self.lock().denial.clone()
+    }
+
+    /// [`full_name`], made anew only for another endpoint than the last request's.
+    pub(crate) fn name_of(&self, workload: &Arc<Workload>) -> Arc<str> {
+        let known = &mut self.lock().endpoint;
+        match known {
+            Some((last, name)) if Arc::ptr_eq(last, workload) => Arc::clone(name),
+            _ => Arc::clone(&known.insert((Arc::clone(workload), full_name(workload))).1),
+        }
     }
 
     /// Counts a decision.

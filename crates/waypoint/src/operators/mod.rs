@@ -23,7 +23,7 @@ pub use admin::Exposure;
 pub(crate) use admin::serve;
 pub(crate) use body::{Counted, Uploaded};
 pub(crate) use ended::{Ended, Traced};
-pub(crate) use meter::{Kind, Meters, Tally};
+pub(crate) use meter::{Kind, Meters, Tally, full_name};
 pub(crate) use spans::{Spans, begin as begin_span, export as export_spans};
 
 use crate::limits::{MAX_STREAMED_RECORDS, MAX_STREAMS};

@@ -258,3 +258,57 @@ impl Spans {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, time::Duration};
+
+    use ambit_mesh::view::{Ask, Authorizer};
+    use ambit_telemetry::metrics::WaypointMetrics;
+    use http::Uri;
+
+    use super::*;
+
+    fn tracing() -> Arc<Tracing> {
+        let collector = Authorizer {
+            name: "collector".into(),
+            namespace: None,
+            host: "collector".into(),
+            port: 4318,
+            mesh_only: false,
+            timeout: Duration::from_secs(1),
+            fail_open: false,
+            status_on_error: 403,
+            body: None,
+            ask: Ask::Grpc,
+        };
+        let (authority, path) = (HeaderValue::from_static("collector:4318"), Uri::from_static("/v1/traces"));
+        let headers = HeaderMap::new();
+        Arc::new(Tracing { collector: Arc::new(collector), authority, path, headers, sampled: 100_000 })
+    }
+
+    // Not a test of tokio's: there is no runtime here in which anything could wait.
+    #[test]
+    fn what_finds_no_place_in_the_queue_is_dropped_and_counted() {
+        let metrics = WaypointMetrics::new("test");
+        let (spans, mut queue) = Spans::new(metrics.spans());
+        let tracing = tracing();
+        let named = |number: usize| Span { name: number.to_string(), ..Span::default() };
+        for number in 0..MAX_QUEUED_SPANS + 3 {
+            spans.submit(&tracing, named(number));
+        }
+        assert_eq!((queue.len(), spans.counts.dropped.load(Ordering::Relaxed)), (MAX_QUEUED_SPANS, 3));
+        let shown = metrics.encode().expect("text");
+        assert!(shown.lines().any(|line| line == "ambit_trace_spans_dropped_total 3"), "{shown}");
+        // The newest are dropped, and what is taken out makes room.
+        assert_eq!(queue.try_recv().expect("a span").span.name, "0");
+        spans.submit(&tracing, named(MAX_QUEUED_SPANS + 3));
+        assert_eq!(spans.counts.dropped.load(Ordering::Relaxed), 3);
+        let last = std::iter::from_fn(|| queue.try_recv().ok()).last().expect("more");
+        assert_eq!(last.span.name, (MAX_QUEUED_SPANS + 3).to_string());
+        // Nobody takes any more: dropped as well.
+        drop(queue);
+        spans.submit(&tracing, named(0));
+        assert_eq!(spans.counts.dropped.load(Ordering::Relaxed), 4);
+    }
+}

@@ -1,20 +1,11 @@
 //! Trying, and trying again.
 
-use std::{
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Instant,
-};
+use std::{sync::Arc, time::Instant};
 
 use ::http::{Response, StatusCode};
 use ambit_mesh::view::routes::{Filters, HttpRule};
 use ambit_policy::Decision;
-use bytes::Bytes;
-use http_body::{Body as _, Frame, SizeHint};
-use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use tokio::time::Sleep;
 
 use super::{budget::Budget, edit::Template, replay::Replay, unrouted::backoff, way::Way};
 use crate::{
@@ -23,7 +14,7 @@ use crate::{
     record::Entry,
     request, respond,
     session::Question,
-    upstream::{self, Body},
+    upstream::{self, Body, Trail},
 };
 
 /// A routed request on its way.
@@ -45,36 +36,24 @@ pub(super) enum Outcome {
     Denied(Decision),
 }
 
-/// Ends a response that takes longer than its rule allows.
-pub(super) fn until(response: Response<Body>, deadline: Option<Instant>) -> Response<Body> {
-    let Some(deadline) = deadline else { return response };
-    if response.status() == StatusCode::SWITCHING_PROTOCOLS || response.body().is_end_stream() {
-        return response;
-    }
-    let timer = Box::pin(tokio::time::sleep_until(deadline.into()));
-    response.map(|body| Timed { body, timer }.boxed_unsync())
-}
-
-struct Timed {
-    body: Body,
-    timer: Pin<Box<Sleep>>,
-}
-
-#[derive(Debug, thiserror::Error)]
-#[error("the response took longer than its route allows")]
-struct TooLate;
-
 // === impl Attempts ===
 
 impl Attempts<'_> {
     pub(super) async fn run(&self, body: Body, filters: [&Filters; 2], entry: &mut Entry) -> Outcome {
         let question = Question::Request(Box::new(self.allowed.checked.clone()));
+        let mut trail = Trail::default();
         let tried = async {
             match self.deadline {
-                None => self.try_all(body, filters, entry).await,
+                None => self.try_all(body, filters, &mut trail, entry).await,
                 Some(deadline) => {
-                    let tried = tokio::time::timeout_at(deadline.into(), self.try_all(body, filters, entry));
-                    tried.await.unwrap_or(Outcome::TimedOut)
+                    let all = self.try_all(body, filters, &mut trail, entry);
+                    match tokio::time::timeout_at(deadline.into(), all).await {
+                        Ok(outcome) => outcome,
+                        Err(_elapsed) => {
+                            trail.timed_out();
+                            Outcome::TimedOut
+                        }
+                    }
                 }
             }
         };
@@ -84,22 +63,22 @@ impl Attempts<'_> {
         }
     }
 
-    async fn try_all(&self, body: Body, filters: [&Filters; 2], entry: &mut Entry) -> Outcome {
+    async fn try_all(&self, body: Body, filters: [&Filters; 2], trail: &mut Trail, entry: &mut Entry) -> Outcome {
         let session = &self.allowed.session;
         let Some(budget) = Budget::of_way(session, &self.allowed.view, self.way) else {
-            return self.once(body, filters, entry).await;
+            return self.once(body, filters, trail, entry).await;
         };
         budget.request(entry.started());
         let most = if self.template.asked.is_some() { 0 } else { self.rule.retry.attempts };
         if most == 0 {
-            return self.once(body, filters, entry).await;
+            return self.once(body, filters, trail, entry).await;
         }
         let replay = self.template.has_body.then(|| Replay::new(body));
         let mut tries = 0;
         let mut counted = None;
         loop {
             let body = replay.as_ref().map_or_else(respond::empty, Replay::body);
-            let outcome = self.once(body, filters, entry).await;
+            let outcome = self.once(body, filters, trail, entry).await;
             let is_worth_it = self.is_worth_another_try(&outcome);
             if is_worth_it && tries >= most {
                 entry.exhausted();
@@ -120,15 +99,18 @@ impl Attempts<'_> {
         }
     }
 
-    async fn once(&self, body: Body, filters: [&Filters; 2], entry: &mut Entry) -> Outcome {
+    async fn once(&self, body: Body, filters: [&Filters; 2], trail: &mut Trail, entry: &mut Entry) -> Outcome {
         let Allowed { session, view, checked, protocol, .. } = self.allowed;
         let request = self.template.request(checked, filters, *protocol, &session.shared.random, body);
-        let sent = upstream::send(session, view, self.way, *protocol, request, entry);
+        let sent = upstream::send(session, view, self.way, *protocol, request, trail, entry);
         let sent = match self.rule.backend_timeout {
             None => sent.await,
             Some(timeout) => match tokio::time::timeout(timeout, sent).await {
                 Ok(sent) => sent,
-                Err(_elapsed) => return Outcome::TimedOut,
+                Err(_elapsed) => {
+                    trail.timed_out();
+                    return Outcome::TimedOut;
+                }
             },
         };
         match sent {
@@ -157,29 +139,4 @@ impl Attempts<'_> {
 /// A response without a message that says `CANCELLED` or `UNAVAILABLE`.
 pub(super) fn is_grpc_retriable(response: &Response<Incoming>) -> bool {
     response.headers().get("grpc-status").is_some_and(|status| status == "1" || status == "14")
-}
-
-// === impl Timed ===
-
-impl http_body::Body for Timed {
-    type Data = Bytes;
-    type Error = Box<dyn std::error::Error + Send + Sync>;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        if std::future::Future::poll(self.timer.as_mut(), cx).is_ready() {
-            return Poll::Ready(Some(Err(Box::new(TooLate))));
-        }
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
 }

@@ -22,7 +22,7 @@ use crate::{
     limits::{MAX_MIRRORED_FRAMES, MIRROR_TIMEOUT},
     record::Entry,
     respond,
-    upstream::{self, Body, Protocol},
+    upstream::{self, Body, Protocol, Trail},
 };
 
 /// Sends the copies that are due. The request's own body is what is returned.
@@ -68,7 +68,7 @@ pub(super) fn tee(allowed: &Allowed, template: &Template, filters: [&Filters; 2]
             let mut entry = Entry::unrecorded(session.shared.recorder.clone());
             let sent = tokio::time::timeout(MIRROR_TIMEOUT, async {
                 let (mut response, _in_flight) =
-                    upstream::send(&session, &view, &way, protocol, request, &mut entry).await?;
+                    upstream::send(&session, &view, &way, protocol, request, &mut Trail::default(), &mut entry).await?;
                 while let Some(Ok(_)) = response.body_mut().frame().await {}
                 Ok::<_, upstream::Error>(())
             });

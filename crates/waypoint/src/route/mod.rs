@@ -172,7 +172,8 @@ async fn forward(
     let template = edit::Template { head, checked: changed, has_body, asked };
     let mirrors = [&rule.filters, &backend.filters];
     let body = mirror::tee(&allowed, &template, mirrors, body);
-    let deadline = rule.request_timeout.map(|timeout| Instant::now() + timeout);
+    allowed.deadline = rule.request_timeout.map(|timeout| Instant::now() + timeout);
+    let deadline = allowed.deadline;
     let attempts = Attempts { allowed: &allowed, template: &template, way: &way, rule, deadline, long };
     let outcome = attempts.run(body, mirrors, &mut entry).await;
     let responses = [rule.filters.response_headers.as_ref(), backend.filters.response_headers.as_ref()];
@@ -180,7 +181,7 @@ async fn forward(
         attempt::Outcome::Answered(response, in_flight) => {
             let mut response = allowed.answered(response, in_flight, client, entry);
             responses.into_iter().flatten().for_each(|edits| edit::apply(edits, response.headers_mut()));
-            attempt::until(response, deadline)
+            response
         }
         attempt::Outcome::Failed(error) => allowed.failed(&error, entry),
         attempt::Outcome::TimedOut => {

@@ -17,7 +17,7 @@ use crate::{
     random::Random,
     record::Entry,
     request, respond,
-    upstream::{self, Body, Error, Protocol},
+    upstream::{self, Body, Error, Protocol, Trail},
 };
 
 /// Sends a request to its target, several times if need be.
@@ -33,6 +33,7 @@ pub(crate) async fn send(
 ) -> Result<(Response<Incoming>, InFlight), Error> {
     let Allowed { session, view, protocol, .. } = allowed;
     let started = Instant::now();
+    let mut trail = Trail::default();
     let budget = Budget::of_target(session, allowed.retry_budget.as_ref());
     if let Some(budget) = &budget {
         budget.request(started);
@@ -40,7 +41,7 @@ pub(crate) async fn send(
     // A body is kept for another try only where a stream can be refused.
     let repeatable = !switches && (!has_body || *protocol == Protocol::Http2) && is_plain(allowed);
     let Some(budget) = budget.filter(|_| repeatable) else {
-        return upstream::send(session, view, &Way::Target, *protocol, request, entry).await;
+        return upstream::send(session, view, &Way::Target, *protocol, request, &mut trail, entry).await;
     };
     let id = request.headers().get(X_REQUEST_ID).cloned();
     let context = entry.has_context().then(|| trace_context(request.headers()));
@@ -51,11 +52,11 @@ pub(crate) async fn send(
     } else {
         (request, None)
     };
-    let sent = upstream::send(session, view, &Way::Target, *protocol, request, entry).await;
+    let sent = upstream::send(session, view, &Way::Target, *protocol, request, &mut trail, entry).await;
     if !is_worth_another_try(allowed, &sent, started) {
         return sent;
     }
-    Box::pin(again(allowed, sent, Again { budget, replay, id, context, started }, entry)).await
+    Box::pin(again(allowed, sent, Again { budget, replay, id, context, trail, started }, entry)).await
 }
 
 /// What further tries need.
@@ -66,6 +67,8 @@ struct Again<'a> {
     id: Option<HeaderValue>,
     /// Their place in a trace, if the waypoint gave them one.
     context: Option<HeaderMap>,
+    /// Who has had it already.
+    trail: Trail,
     started: Instant,
 }
 
@@ -86,7 +89,7 @@ fn trace_context(headers: &HeaderMap) -> HeaderMap {
 
 async fn again(allowed: &Allowed, first: Sent, again: Again<'_>, entry: &mut Entry) -> Sent {
     let Allowed { session, view, protocol, .. } = allowed;
-    let Again { budget, replay, id, context, started } = again;
+    let Again { budget, replay, id, context, mut trail, started } = again;
     let random = &session.shared.random;
     let mut sent = first;
     let mut counted = None;
@@ -110,7 +113,7 @@ async fn again(allowed: &Allowed, first: Sent, again: Again<'_>, entry: &mut Ent
         tokio::time::sleep(backoff(DEFAULT_BACKOFF, tries, random)).await;
         let body = replay.as_ref().map_or_else(respond::empty, Replay::body);
         let request = rebuilt(allowed, id.clone(), context.as_ref(), body);
-        sent = upstream::send(session, view, &Way::Target, *protocol, request, entry).await;
+        sent = upstream::send(session, view, &Way::Target, *protocol, request, &mut trail, entry).await;
     }
     if used_up && is_worth_another_try(allowed, &sent, started) {
         entry.exhausted();

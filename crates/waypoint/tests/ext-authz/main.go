@@ -1,5 +1,5 @@
 // An external authorizer on Envoy's own API types and gRPC's own server, for the tests of CUSTOM policies. It speaks
-// gRPC and plain HTTP on two ports that it prints, and does what the question's headers say:
+// gRPC and plain HTTP on two ports (GRPC_PORT and HTTP_PORT, or any) that it prints, and does what the question's headers say:
 //
 //	x-decide: allow | plain | deny | teapot | empty | contradict | path | fail | hang
 //
@@ -168,15 +168,19 @@ func overHTTP(writer http.ResponseWriter, request *http.Request) {
 
 func main() {
 	address := os.Getenv("LISTEN")
-	listen := func() net.Listener {
-		listener, err := net.Listen("tcp", net.JoinHostPort(address, "0"))
+	listen := func(wanted string) net.Listener {
+		port := os.Getenv(wanted)
+		if port == "" {
+			port = "0"
+		}
+		listener, err := net.Listen("tcp", net.JoinHostPort(address, port))
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
 		return listener
 	}
-	grpcListener, httpListener := listen(), listen()
+	grpcListener, httpListener := listen("GRPC_PORT"), listen("HTTP_PORT")
 	server := grpc.NewServer()
 	authv3.RegisterAuthorizationServer(server, authorizer{})
 	go server.Serve(counting{grpcListener})

@@ -2,9 +2,12 @@
 //
 //	foreign-grpc serve ADDRESS    prints its port and serves until its input ends
 //	foreign-grpc call ADDRESS     makes each kind of call and prints what came of it, a line of JSON each
+//	foreign-grpc hold ADDRESS     makes one call that lasts: sends each line of its input, prints what comes as "got ...", and
+//	                              in the end "closed" with the status
 package main
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -34,8 +37,10 @@ func main() {
 		err = serve(os.Args[2])
 	case len(os.Args) == 3 && os.Args[1] == "call":
 		err = call(os.Args[2])
+	case len(os.Args) == 3 && os.Args[1] == "hold":
+		err = hold(os.Args[2])
 	default:
-		err = errors.New("usage: foreign-grpc serve|call ADDRESS")
+		err = errors.New("usage: foreign-grpc serve|call|hold ADDRESS")
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -184,6 +189,35 @@ func call(address string) error {
 		fmt.Println(string(line))
 	}
 	return nil
+}
+
+func hold(address string) error {
+	connection, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return err
+	}
+	defer connection.Close()
+	stream, err := connection.NewStream(context.Background(), &both, "/test.Echo/Both")
+	if err != nil {
+		return err
+	}
+	fmt.Println("open")
+	go func() {
+		lines := bufio.NewScanner(os.Stdin)
+		for lines.Scan() {
+			// Whoever receives learns of the end.
+			_ = stream.SendMsg(wrapperspb.String(lines.Text()))
+		}
+		_ = stream.CloseSend()
+	}()
+	for {
+		var message text
+		if err := stream.RecvMsg(&message); err != nil {
+			fmt.Println("closed", uint32(status.Code(err)), status.Convert(err).Message())
+			return nil
+		}
+		fmt.Println("got", message.Value)
+	}
 }
 
 // Both ends take turns where the method is Both; else all is sent before anything is read.

@@ -13,18 +13,18 @@ use crate::{
     mesh::{Mesh, NAMESPACE, Shape, allow_all, exchange, header, policy, soon, status},
 };
 
-const ISSUER: &str = "https://issuer.example";
+pub const ISSUER: &str = "https://issuer.example";
 const ALGORITHMS: [&str; 10] =
     ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"];
 
 /// Seconds since 1970, and so many more.
-fn at(offset: i64) -> i64 {
+pub fn at(offset: i64) -> i64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
     i64::try_from(now).expect("before the end of time") + offset
 }
 
 /// A RequestAuthentication of this name with these rules.
-fn tokens(name: &str, rules: Value) -> RequestAuthentication {
+pub fn tokens(name: &str, rules: Value) -> RequestAuthentication {
     let object = json!({"namespace": NAMESPACE, "name": name, "spec": {"jwtRules": rules}});
     RequestAuthentication {
         namespace: NAMESPACE.into(),
@@ -34,7 +34,7 @@ fn tokens(name: &str, rules: Value) -> RequestAuthentication {
     }
 }
 
-fn rule(issuer: &Issuer, more: Value) -> Value {
+pub fn rule(issuer: &Issuer, more: Value) -> Value {
     let mut rule = json!({"issuer": ISSUER, "jwks": issuer.key_set().to_string()});
     for (name, value) in more.as_object().expect("an object") {
         rule[name] = value.clone();

@@ -149,6 +149,40 @@ pub async fn flood() -> (SocketAddr, Arc<AtomicUsize>) {
     (address, written)
 }
 
+/// An HTTP/2 application that resets so many streams for this reason, after the head of an answer if it is to, and answers the
+/// others with `ok`. It counts the streams.
+pub async fn resetting(reason: h2::Reason, most: usize, answers: bool) -> (SocketAddr, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.2:0").await.expect("free port");
+    let address = listener.local_addr().expect("bound");
+    let streams = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&streams);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let counter = Arc::clone(&counter);
+            tokio::spawn(async move {
+                let mut connection = h2::server::handshake(stream).await.expect("handshake");
+                while let Some(Ok((_, mut respond))) = connection.accept().await {
+                    if counter.fetch_add(1, Ordering::SeqCst) >= most {
+                        let mut body = respond.send_response(Response::new(()), false).expect("open");
+                        body.send_data(Bytes::from_static(b"ok"), true).expect("open");
+                    } else if answers {
+                        let mut body = respond.send_response(Response::new(()), false).expect("open");
+                        // A reset at once would overtake what waits to be sent.
+                        body.send_data(Bytes::from_static(b"o"), false).expect("open");
+                        tokio::spawn(async move {
+                            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                            body.send_reset(reason);
+                        });
+                    } else {
+                        respond.send_reset(reason);
+                    }
+                }
+            });
+        }
+    });
+    (address, streams)
+}
+
 /// An HTTP/2 application that sends the request's body back, followed by its trailers and how it saw the request.
 pub async fn http2() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.2:0").await.expect("free port");

@@ -5,9 +5,8 @@ use std::time::{Duration, Instant};
 use ambit_policy::Verdict;
 use ambit_telemetry::{CheckOutcome, DecisionRecord, ProviderCheck};
 use ambit_xds::{
-    DeltaResponse, MESH_TYPE, Resource, WAYPOINT_TYPE, mesh as wire_mesh,
-    security::Policy,
-    waypoint::{BoundService, Bundle, CheckedBody, HttpCheck, Protocol, Provider},
+    DeltaResponse, MESH_TYPE, Resource, mesh as wire_mesh,
+    waypoint::{BoundService, Bundle, CheckedBody, HttpCheck, Protocol, Provider, RequestAuthentication},
     workload::AppProtocol,
 };
 use prost::Message;
@@ -18,10 +17,11 @@ use crate::{
     authorizer::{self, over_grpc, over_http},
     backend::{self, Raw},
     mesh::{HOSTNAME, Mesh, NAMESPACE, PORT, Shape, allow_all, exchange, header, policy, soon, status},
+    wire,
 };
 
 /// Wants provider `ext` asked about everything.
-fn ask_ext() -> Value {
+pub fn ask_ext() -> Value {
     ask("ext", json!([{}]))
 }
 
@@ -31,7 +31,17 @@ fn ask(provider: &str, rules: Value) -> Value {
 }
 
 /// Puts these policies and providers in force.
-fn govern(mesh: &Mesh, policies: &[Value], providers: &[Provider]) {
+pub fn govern(mesh: &Mesh, policies: &[Value], providers: &[Provider]) {
+    govern_believing(mesh, policies, Vec::new(), providers);
+}
+
+/// The same, with tokens that are believed by these.
+pub fn govern_believing(
+    mesh: &Mesh,
+    policies: &[Value],
+    authentications: Vec<RequestAuthentication>,
+    providers: &[Provider],
+) {
     let grpc = |provider: &Provider| matches!(provider.protocol, Some(Protocol::Grpc(_)));
     let settings = wire_mesh::Mesh {
         trust_domains: vec!["cluster.local".to_owned()],
@@ -43,33 +53,12 @@ fn govern(mesh: &Mesh, policies: &[Value], providers: &[Provider]) {
         several_providers: true,
         ..wire_mesh::Mesh::default()
     };
-    let policies = policies.iter().map(|policy| Policy {
-        namespace: NAMESPACE.to_owned(),
-        name: policy["name"].as_str().expect("named").to_owned(),
-        json: policy.to_string().into_bytes(),
-        ..Policy::default()
-    });
-    let service = BoundService {
-        namespace: NAMESPACE.to_owned(),
-        hostname: HOSTNAME.to_owned(),
-        policies: policies.collect(),
-        ..BoundService::default()
-    };
-    let bundle = Bundle {
-        namespace: NAMESPACE.to_owned(),
-        name: "waypoint".to_owned(),
-        services: vec![service],
-        providers: providers.to_vec(),
-        ..Bundle::default()
-    };
-    let response = |type_url: &str, name: String, value: Vec<u8>| DeltaResponse {
-        type_url: type_url.to_owned(),
-        resources: vec![Resource { name, version: String::new(), value }],
-        removed: Vec::new(),
-    };
-    let settings = response(MESH_TYPE, wire_mesh::NAME.to_owned(), settings.encode_to_vec());
-    let bundle = response(WAYPOINT_TYPE, format!("{NAMESPACE}/waypoint"), bundle.encode_to_vec());
-    mesh.store.apply(&[settings, bundle]).expect("readable resources");
+    let service = BoundService { authentications, ..wire::service(policies) };
+    let bundle = Bundle { providers: providers.to_vec(), ..wire::bundle(vec![service]) };
+    let (name, value) = (wire_mesh::NAME.to_owned(), settings.encode_to_vec());
+    let resources = vec![Resource { name, version: String::new(), value }];
+    let settings = DeltaResponse { type_url: MESH_TYPE.to_owned(), resources, removed: Vec::new() };
+    mesh.store.apply(&[settings, wire::response(&bundle)]).expect("readable resources");
 }
 
 /// A mesh in front of a raw application, where `ext` is asked about everything and all else is allowed.

@@ -12,7 +12,6 @@ use std::{
 use ambit_policy::Verdict;
 use ambit_xds::{
     ADDRESS_TYPE,
-    security::Policy,
     waypoint::{AttachedDestinationRule, AttachedRoute, BoundService, DestinationSettings, SubsetMembers},
     workload::{
         Address, LoadBalancing, Locality, Port, PortList, TunnelProtocol, Workload, WorkloadStatus, address,
@@ -27,8 +26,9 @@ use tokio::{
     sync::Semaphore,
 };
 
-use crate::mesh::{
-    HOSTNAME, Mesh, NAMESPACE, PORT, Pod, Shape, allow_all, exchange, header, response, service, soon, status,
+use crate::{
+    mesh::{HOSTNAME, Mesh, NAMESPACE, PORT, Pod, Shape, allow_all, exchange, header, response, service, soon, status},
+    wire,
 };
 
 pub const GET: &str = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
@@ -110,19 +110,8 @@ pub fn bound(rules: &[Value]) -> BoundService {
         json: rule.to_string().into_bytes(),
         rejection: String::new(),
     };
-    let policy = allow_all();
-    BoundService {
-        namespace: NAMESPACE.to_owned(),
-        hostname: HOSTNAME.to_owned(),
-        policies: vec![Policy {
-            namespace: NAMESPACE.to_owned(),
-            name: policy["name"].as_str().expect("named").to_owned(),
-            json: policy.to_string().into_bytes(),
-            ..Policy::default()
-        }],
-        destination: Some(DestinationSettings { rules: rules.iter().map(attached).collect(), subsets: Vec::new() }),
-        ..BoundService::default()
-    }
+    let destination = DestinationSettings { rules: rules.iter().map(attached).collect(), subsets: Vec::new() };
+    BoundService { destination: Some(destination), ..wire::service(&[allow_all()]) }
 }
 
 pub fn rule(traffic_policy: &Value) -> Value {

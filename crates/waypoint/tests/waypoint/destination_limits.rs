@@ -21,7 +21,7 @@ use crate::{
 const SLOW: &str = "GET /slow HTTP/1.1\r\nhost: a\r\n\r\n";
 
 /// Sends a request that is answered when the application is told to.
-async fn begin(mesh: &Mesh, app: &App) -> Tunnel {
+pub async fn begin(mesh: &Mesh, app: &App) -> Tunnel {
     let before = app.requests.load(Ordering::SeqCst);
     let stream = send(mesh, SLOW).await;
     until(|| app.requests.load(Ordering::SeqCst) > before).await;
@@ -186,6 +186,33 @@ async fn the_rule_says_what_is_spoken() {
     }
     let head = String::from_utf8(head).expect("text");
     assert_eq!((status(&head), header(&head, "x-saw")), (200, Some("GET http://a/ HTTP/2.0")), "{head}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn endpoints_are_spoken_to_as_the_client_speaks_if_the_rule_says_so() {
+    let rule = json!({"connectionPool": {"http": {"useClientProtocol": true}}});
+    // A port of HTTP/1.1, and a client of HTTP/2.
+    let mut shape = Shape::of(backend::http2().await);
+    shape.protocol = AppProtocol::Http11;
+    shape.policies = vec![allow_all()];
+    let mesh = Mesh::start(shape).await;
+    treat(&mesh, &rule);
+    let handshake = h2::client::handshake(mesh.tunnel("any").await);
+    let (client, connection) = soon(handshake).await.expect("handshake");
+    tokio::spawn(connection);
+    let request = http::Request::get("http://a/").body(()).expect("valid");
+    let (answer, _) = soon(client.ready()).await.expect("open").send_request(request, true).expect("open");
+    assert_eq!(soon(answer).await.expect("an answer").headers()["x-saw"], "GET http://a/ HTTP/2.0");
+    // A port of HTTP/2, and a client of HTTP/1.1.
+    let app = backend::Raw::start().await;
+    let mut shape = Shape::of(app.address);
+    shape.protocol = AppProtocol::Http2;
+    shape.policies = vec![allow_all()];
+    let mesh = Mesh::start(shape).await;
+    treat(&mesh, &rule);
+    let mut stream = mesh.tunnel("any").await;
+    assert_eq!(status(&exchange(&mut stream, GET).await.0), 200);
+    assert!(app.seen()[0].starts_with("GET / HTTP/1.1\r\n"), "{:?}", app.seen());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -13,9 +13,8 @@ use ambit_policy::Verdict;
 use ambit_telemetry::{DecisionRecord, Recorder, Records, recorder};
 use ambit_waypoint::{Config, Limits, Waypoint};
 use ambit_xds::{
-    ADDRESS_TYPE, DeltaResponse, Resource, WAYPOINT_TYPE,
-    security::Policy,
-    waypoint::{BoundService, Bundle, RequestAuthentication},
+    ADDRESS_TYPE, DeltaResponse, Resource,
+    waypoint::{BoundService, RequestAuthentication},
     workload::{Address, AppProtocol, NetworkAddress, Port, PortList, Service, TunnelProtocol, Workload, address},
 };
 use prost::Message;
@@ -24,6 +23,8 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
 };
+
+use crate::wire;
 
 pub const NAMESPACE: &str = "kagenti-system";
 pub const HOSTNAME: &str = "mlflow.kagenti-system.svc.cluster.local";
@@ -174,18 +175,7 @@ impl Mesh {
 
     /// Puts these policies, and no others, in force for the service.
     pub fn policies(&self, policies: &[Value]) {
-        let policies = policies.iter().map(|policy| Policy {
-            namespace: NAMESPACE.to_owned(),
-            name: policy["name"].as_str().expect("named").to_owned(),
-            json: policy.to_string().into_bytes(),
-            ..Policy::default()
-        });
-        self.bundle(vec![BoundService {
-            namespace: NAMESPACE.to_owned(),
-            hostname: HOSTNAME.to_owned(),
-            policies: policies.collect(),
-            ..BoundService::default()
-        }]);
+        self.bundle(vec![wire::service(policies)]);
     }
 
     /// The same, with tokens that are believed by these.
@@ -198,39 +188,15 @@ impl Mesh {
         policies: &[Value],
         authentications: Vec<RequestAuthentication>,
     ) -> Result<(), ambit_xds::channel::Nack> {
-        let policies = policies.iter().map(|policy| Policy {
-            namespace: NAMESPACE.to_owned(),
-            name: policy["name"].as_str().expect("named").to_owned(),
-            json: policy.to_string().into_bytes(),
-            ..Policy::default()
-        });
-        let service = BoundService {
-            namespace: NAMESPACE.to_owned(),
-            hostname: HOSTNAME.to_owned(),
-            policies: policies.collect(),
-            authentications,
-            ..BoundService::default()
-        };
-        let (namespace, name) = (NAMESPACE.to_owned(), "waypoint".to_owned());
-        let bundle = Bundle { namespace, name, services: vec![service], ..Bundle::default() };
-        let value = bundle.encode_to_vec();
-        let resource = Resource { name: format!("{NAMESPACE}/waypoint"), version: String::new(), value };
-        let type_url = WAYPOINT_TYPE.to_owned();
-        self.store.apply(&[DeltaResponse { type_url, resources: vec![resource], removed: Vec::new() }])
+        self.try_bundle(vec![BoundService { authentications, ..wire::service(policies) }])
     }
 
     pub fn bundle(&self, services: Vec<BoundService>) {
-        let bundle =
-            Bundle { namespace: NAMESPACE.to_owned(), name: "waypoint".to_owned(), services, ..Bundle::default() };
-        self.apply(WAYPOINT_TYPE, vec![(format!("{NAMESPACE}/waypoint"), bundle.encode_to_vec())], &[]);
+        self.try_bundle(services).expect("readable resources");
     }
 
     pub fn try_bundle(&self, services: Vec<BoundService>) -> Result<(), ambit_xds::channel::Nack> {
-        let (namespace, name) = (NAMESPACE.to_owned(), "waypoint".to_owned());
-        let value = Bundle { namespace, name, services, ..Bundle::default() }.encode_to_vec();
-        let resource = Resource { name: format!("{NAMESPACE}/waypoint"), version: String::new(), value };
-        let type_url = WAYPOINT_TYPE.to_owned();
-        self.store.apply(&[DeltaResponse { type_url, resources: vec![resource], removed: Vec::new() }])
+        self.store.apply(&[wire::response(&wire::bundle(services))])
     }
 
     pub fn apply(&self, type_url: &str, resources: Vec<(String, Vec<u8>)>, removed: &[&str]) {

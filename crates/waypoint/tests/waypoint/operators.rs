@@ -5,10 +5,8 @@ use std::{net::SocketAddr, time::Duration};
 use ambit_waypoint::Exposure;
 use ambit_xds::{
     WAYPOINT_TYPE,
-    security::Policy,
-    waypoint::{BoundService, Bundle, Denial, GatewaySettings},
+    waypoint::{Bundle, Denial, GatewaySettings},
 };
-use prost::Message;
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -18,6 +16,7 @@ use tokio::{
 use crate::{
     backend::{self, Raw},
     mesh::{HOSTNAME, Mesh, NAMESPACE, Shape, allow_all, exchange, header, soon, status, traces_only},
+    wire,
 };
 
 async fn operators(mesh: &Mesh, exposure: Exposure) -> SocketAddr {
@@ -59,21 +58,8 @@ async fn scrape(address: SocketAddr, wanted: &[(&str, &str, u64)]) -> String {
 }
 
 fn configure(mesh: &Mesh, policies: &[Value], settings: GatewaySettings) {
-    let policies = policies.iter().map(|policy| Policy {
-        namespace: NAMESPACE.to_owned(),
-        name: policy["name"].as_str().expect("named").to_owned(),
-        json: policy.to_string().into_bytes(),
-        ..Policy::default()
-    });
-    let service = BoundService {
-        namespace: NAMESPACE.to_owned(),
-        hostname: HOSTNAME.to_owned(),
-        policies: policies.collect(),
-        ..BoundService::default()
-    };
-    let (namespace, name) = (NAMESPACE.to_owned(), "waypoint".to_owned());
-    let bundle = Bundle { namespace, name, services: vec![service], settings: Some(settings), ..Bundle::default() };
-    mesh.apply(WAYPOINT_TYPE, vec![(format!("{NAMESPACE}/waypoint"), bundle.encode_to_vec())], &[]);
+    let bundle = Bundle { settings: Some(settings), ..wire::bundle(vec![wire::service(policies)]) };
+    mesh.store.apply(&[wire::response(&bundle)]).expect("readable resources");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -7,8 +7,9 @@ use ambit_xds::waypoint::{BoundService, TrafficPolicy};
 use serde_json::{Value, json};
 
 use crate::{
-    mesh::{HOSTNAME, Mesh, NAMESPACE, Shape, allow_all, exchange, header, status, traces_only},
+    mesh::{Mesh, NAMESPACE, Shape, allow_all, exchange, header, status, traces_only},
     routes::app::App,
+    wire,
 };
 
 const NO_KEY: Value = Value::Null;
@@ -21,29 +22,18 @@ async fn mesh(policies: &[Value], traffic: &[(&str, Value)]) -> (App, Mesh) {
 }
 
 /// Puts these policies in force for the service.
-fn bind(mesh: &Mesh, policies: &[Value], traffic: &[(&str, Value)]) {
-    let policies = policies.iter().map(|policy| ambit_xds::security::Policy {
-        namespace: NAMESPACE.to_owned(),
-        name: policy["name"].as_str().expect("named").to_owned(),
-        json: policy.to_string().into_bytes(),
-        ..Default::default()
-    });
-    mesh.bundle(vec![BoundService {
-        namespace: NAMESPACE.to_owned(),
-        hostname: HOSTNAME.to_owned(),
-        policies: policies.collect(),
-        traffic_policies: traffic.iter().map(|(name, spec)| wire(name, spec)).collect(),
-        ..BoundService::default()
-    }]);
+pub fn bind(mesh: &Mesh, policies: &[Value], traffic: &[(&str, Value)]) {
+    let traffic_policies = traffic.iter().map(|(name, spec)| limiting(name, spec)).collect();
+    mesh.bundle(vec![BoundService { traffic_policies, ..wire::service(policies) }]);
 }
 
-fn wire(name: &str, spec: &Value) -> TrafficPolicy {
+fn limiting(name: &str, spec: &Value) -> TrafficPolicy {
     let json = json!({"namespace": NAMESPACE, "name": name, "spec": spec}).to_string().into_bytes();
     TrafficPolicy { namespace: NAMESPACE.to_owned(), name: name.to_owned(), json, rejection: String::new() }
 }
 
 /// So few tokens come back that none does while a test runs.
-fn hourly(requests: u32, key: Value) -> Value {
+pub fn hourly(requests: u32, key: Value) -> Value {
     json!({"name": "few", "requests": requests, "interval": "1h", "key": key})
 }
 
@@ -210,36 +200,27 @@ async fn a_delayed_request_goes_on_if_it_is_still_allowed_after_that() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_policy_that_cannot_be_read_closes_its_service() {
     let (app, mut mesh) = mesh(&[allow_all()], &[]).await;
-    let rejected = TrafficPolicy { rejection: "why not".to_owned(), ..wire("t", &json!({})) };
-    let foreign = TrafficPolicy { name: "other".to_owned(), ..wire("t", &json!({})) };
+    let rejected = TrafficPolicy { rejection: "why not".to_owned(), ..limiting("t", &json!({})) };
+    let foreign = TrafficPolicy { name: "other".to_owned(), ..limiting("t", &json!({})) };
     let broken = [
         (rejected, "TrafficPolicy `kagenti-system/t` was rejected: why not"),
         (foreign, "it carries another one, `kagenti-system/t`"),
-        (wire("t", &json!({"rateLimits": [{"requests": 0, "interval": "1s"}]})), "0 can't be its `requests`"),
-        (wire("t", &json!({"rateLimits": [{"requests": 1, "interval": "often"}]})), "`often` is not an interval"),
-        (wire("t", &json!({"rateLimits": [{"requests": 1, "interval": "1s", "key": {"type": "Header"}}]})), "a header"),
-        (wire("t", &json!({"rateLimits": [{"requests": 1, "interval": "1s", "new": 1}]})), "it can't be read"),
-        (wire("t", &json!({"faults": [{"abort": {"httpStatus": 204}}]})), "204 is no status of an abort"),
-        (wire("t", &json!({"faults": [{"delay": {"duration": "1h"}}]})), "`1h` is not a delay"),
+        (limiting("t", &json!({"rateLimits": [{"requests": 0, "interval": "1s"}]})), "0 can't be its `requests`"),
+        (limiting("t", &json!({"rateLimits": [{"requests": 1, "interval": "often"}]})), "`often` is not an interval"),
         (
-            wire("t", &json!({"faults": [{"matches": [{"path": {"type": "RegularExpression", "value": "("}}]}]})),
+            limiting("t", &json!({"rateLimits": [{"requests": 1, "interval": "1s", "key": {"type": "Header"}}]})),
+            "a header",
+        ),
+        (limiting("t", &json!({"rateLimits": [{"requests": 1, "interval": "1s", "new": 1}]})), "it can't be read"),
+        (limiting("t", &json!({"faults": [{"abort": {"httpStatus": 204}}]})), "204 is no status of an abort"),
+        (limiting("t", &json!({"faults": [{"delay": {"duration": "1h"}}]})), "`1h` is not a delay"),
+        (
+            limiting("t", &json!({"faults": [{"matches": [{"path": {"type": "RegularExpression", "value": "("}}]}]})),
             "rejected",
         ),
     ];
     for (policy, reason) in broken {
-        let allow = allow_all();
-        let service = BoundService {
-            namespace: NAMESPACE.to_owned(),
-            hostname: HOSTNAME.to_owned(),
-            policies: vec![ambit_xds::security::Policy {
-                namespace: NAMESPACE.to_owned(),
-                name: "mlflow".to_owned(),
-                json: allow.to_string().into_bytes(),
-                ..Default::default()
-            }],
-            traffic_policies: vec![policy],
-            ..BoundService::default()
-        };
+        let service = BoundService { traffic_policies: vec![policy], ..wire::service(&[allow_all()]) };
         let nack = mesh.try_bundle(vec![service]).expect_err("refused by name");
         assert!(nack.to_string().contains(reason), "{nack}: {reason}");
         assert_eq!(ask(&mesh, "one", &[("GET /", "")]).await, [403]);

@@ -8,9 +8,8 @@ use std::{
 use ambit_hbone::ConnectError;
 use ambit_policy::Verdict;
 use ambit_xds::{
-    ADDRESS_TYPE, WAYPOINT_TYPE,
-    security::Policy,
-    waypoint::{BoundService, Bundle, TrafficPolicy},
+    ADDRESS_TYPE,
+    waypoint::{Bundle, TrafficPolicy},
     workload::{
         Address, GatewayAddress, NamespacedHostname, Service, TunnelProtocol, Workload, address,
         gateway_address::Destination,
@@ -24,6 +23,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use crate::{
     backend,
     mesh::{HOSTNAME, Mesh, NAMESPACE, Shape, allow_all, exchange, policy, soon, status},
+    wire,
 };
 
 /// Name of the waypoint's own service.
@@ -61,26 +61,13 @@ fn front(mesh: &Mesh, policies: &[Value]) {
 
 /// The same with rate limits and faults.
 fn limit(mesh: &Mesh, policies: &[Value], workload_traffic_policies: Vec<TrafficPolicy>) {
-    let policy = |policy: &Value| Policy {
-        namespace: NAMESPACE.to_owned(),
-        name: policy["name"].as_str().expect("named").to_owned(),
-        json: policy.to_string().into_bytes(),
-        ..Policy::default()
-    };
     let bundle = Bundle {
-        namespace: NAMESPACE.to_owned(),
-        name: "waypoint".to_owned(),
-        services: vec![BoundService {
-            namespace: NAMESPACE.to_owned(),
-            hostname: HOSTNAME.to_owned(),
-            ..BoundService::default()
-        }],
         hostname: OWN.to_owned(),
-        workload_policies: policies.iter().map(policy).collect(),
+        workload_policies: policies.iter().map(wire::policy).collect(),
         workload_traffic_policies,
-        ..Bundle::default()
+        ..wire::bundle(vec![wire::service(&[])])
     };
-    mesh.apply(WAYPOINT_TYPE, vec![(format!("{NAMESPACE}/waypoint"), bundle.encode_to_vec())], &[]);
+    mesh.store.apply(&[wire::response(&bundle)]).expect("readable resources");
 }
 
 /// A mesh whose pod at this address is `direct`, not the service's endpoint.

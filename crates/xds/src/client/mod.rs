@@ -22,7 +22,7 @@ pub(crate) mod fuzzing {
     };
 }
 
-pub use options::{NodeIdentity, Options, OptionsError, Watch};
+pub use options::{NodeIdentity, Options, OptionsError, Role, Watch};
 pub use run::Client;
 pub use stats::{Stats, Termination, TypeStats};
 

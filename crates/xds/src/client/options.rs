@@ -1,6 +1,6 @@
 //! What a client is told: who it is, where the control plane is, what to watch.
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
 
 use serde_json::Value as Json;
 
@@ -40,11 +40,25 @@ pub struct Watch {
     pub type_url: String,
     /// Only what is asked for by name ([`super::Handle::demand`]); otherwise everything.
     pub on_demand: bool,
+    /// If there are some, only the resources of these names, from the start and whether they exist yet or not.
+    pub names: Vec<String>,
+}
+
+/// What a client is to the mesh.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Role {
+    /// The proxy of a node, or of one workload.
+    #[default]
+    Ztunnel,
+    /// The proxy of services.
+    Waypoint,
 }
 
 /// Who asks.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct NodeIdentity {
+    /// What it is.
+    pub role: Role,
     /// Name of the proxy's pod.
     pub pod: String,
     /// Its namespace.
@@ -100,6 +114,12 @@ impl Options {
             if self.watches[..index].iter().any(|earlier| earlier.type_url == watch.type_url) {
                 return Err(OptionsError::Watches(format!("`{}` is watched twice; keep one", watch.type_url)));
             }
+            if watch.on_demand && !watch.names.is_empty() {
+                return Err(OptionsError::Watches(format!(
+                    "`{}` is watched on demand and by name; choose one",
+                    watch.type_url
+                )));
+            }
         }
         if !(1..=u32::MAX as usize).contains(&self.max_response_bytes) {
             let reason = "from 1 to 4294967295 bytes";
@@ -114,7 +134,8 @@ impl Options {
 
     /// Whose state the file is. Versions of one control plane mean nothing to another.
     pub(super) fn scope(&self) -> String {
-        format!("{} {}", self.endpoint.address, self.node.cluster_id)
+        let names: String = self.watches.iter().flat_map(|watch| &watch.names).map(|name| format!(" {name}")).collect();
+        format!("{} {}{names}", self.endpoint.address, self.node.cluster_id)
     }
 }
 
@@ -124,13 +145,19 @@ impl Watch {
     /// Everything of a type.
     #[must_use]
     pub fn all(type_url: &str) -> Self {
-        Self { type_url: type_url.to_owned(), on_demand: false }
+        Self { type_url: type_url.to_owned(), on_demand: false, names: Vec::new() }
     }
 
     /// What is asked for of a type.
     #[must_use]
     pub fn on_demand(type_url: &str) -> Self {
-        Self { type_url: type_url.to_owned(), on_demand: true }
+        Self { type_url: type_url.to_owned(), on_demand: true, names: Vec::new() }
+    }
+
+    /// The resources of a type that have these names.
+    #[must_use]
+    pub fn named(type_url: &str, names: impl IntoIterator<Item = String>) -> Self {
+        Self { type_url: type_url.to_owned(), on_demand: false, names: names.into_iter().collect() }
     }
 }
 
@@ -140,7 +167,7 @@ impl NodeIdentity {
     /// As the control plane reads it.
     #[must_use]
     pub fn message(&self) -> Node {
-        let Self { pod, namespace, address, node, cluster_id, metadata } = self;
+        let Self { role, pod, namespace, address, node, cluster_id, metadata } = self;
         let shown = if address.is_empty() { NO_ADDRESS } else { address.as_str() };
         let own = [
             ("NAME", pod.as_str()),
@@ -154,10 +181,21 @@ impl NodeIdentity {
         let members = metadata.clone().into_iter().chain(own.map(|(name, value)| (name.to_owned(), Json::from(value))));
         Node {
             // The domain isn't the cluster's own: every node proxy writes it so.
-            id: format!("ztunnel~{shown}~{pod}.{namespace}~{namespace}.svc.cluster.local"),
+            id: format!("{role}~{shown}~{pod}.{namespace}~{namespace}.svc.cluster.local"),
             cluster: String::new(),
             metadata: Some(members.collect()),
         }
+    }
+}
+
+// === impl Role ===
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ztunnel => "ztunnel",
+            Self::Waypoint => "waypoint",
+        })
     }
 }
 
@@ -169,6 +207,7 @@ mod tests {
     #[test]
     fn a_node_is_written_as_control_planes_read_it() {
         let identity = NodeIdentity {
+            role: Role::Ztunnel,
             pod: "ztunnel-abc".into(),
             namespace: "istio-system".into(),
             address: "10.0.0.7".into(),
@@ -202,5 +241,7 @@ mod tests {
     fn a_node_without_address_has_the_usual_one() {
         let node = NodeIdentity { pod: "z".into(), namespace: "n".into(), ..NodeIdentity::default() }.message();
         assert_eq!(node.id, "ztunnel~1.1.1.1~z.n~n.svc.cluster.local");
+        let waypoint = NodeIdentity { role: Role::Waypoint, pod: "w".into(), namespace: "n".into(), ..<_>::default() };
+        assert_eq!(waypoint.message().id, "waypoint~1.1.1.1~w.n~n.svc.cluster.local");
     }
 }

@@ -64,7 +64,8 @@ impl Client {
         options.check()?;
         let urls = || options.watches.iter().map(|watch| watch.type_url.clone());
         let watches = options.watches.iter().map(|watch| (watch.type_url.clone(), watch.on_demand));
-        let session = Session::new(options.node.message(), watches);
+        let named = options.watches.iter().map(|watch| (&*watch.type_url, watch.names.iter().cloned().collect()));
+        let session = Session::new(options.node.message(), watches).naming(named);
         let stats = Arc::new(Stats::new(urls()));
         let keeper = options.state_file.clone();
         let keeper = keeper.map(|path| Keeper::new(LastGood::new(path, options.scope(), urls())));

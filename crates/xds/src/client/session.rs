@@ -26,6 +26,8 @@ pub(crate) struct Session {
 #[derive(Debug, Default)]
 struct Type {
     on_demand: bool,
+    /// The only names wanted; everything is if there are none.
+    names: BTreeSet<String>,
     /// Version of each resource that was applied; empty for one that was refused, so that the server sends it again to
     /// the next stream and still says when it is gone.
     held: BTreeMap<String, String>,
@@ -85,6 +87,16 @@ impl Session {
         Self { node, types: types.collect(), max_resources: MAX_RESOURCES, max_demanded: MAX_DEMANDED }
     }
 
+    /// Of these types only these names, wherever there are some.
+    pub(crate) fn naming<'a>(mut self, names: impl IntoIterator<Item = (&'a str, BTreeSet<String>)>) -> Self {
+        for (type_url, names) in names {
+            if let Some(state) = self.types.get_mut(type_url) {
+                state.names = names;
+            }
+        }
+        self
+    }
+
     /// The requests that open a stream: one of each type, and one more for names asked for.
     pub(crate) fn open(&self) -> Vec<DeltaDiscoveryRequest> {
         let mut requests = Vec::new();
@@ -92,6 +104,7 @@ impl Session {
             let mut request = self.request(type_url);
             request.node = Some(self.node.clone());
             request.initial_resource_versions = state.held.clone();
+            request.resource_names_subscribe = state.names.iter().cloned().collect();
             if state.on_demand {
                 // Everything and at once nothing: it says "only what I'll ask for". No names would say "everything".
                 request.resource_names_subscribe = vec![WILDCARD.into()];

@@ -1,6 +1,6 @@
 //! Who asks, and whether they may.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{fmt, net::SocketAddr, sync::Arc};
 
 use ambit_identity::{BoxFuture, SpiffeId};
 use tonic::metadata::MetadataMap;
@@ -27,10 +27,12 @@ pub trait Authorize: Send + Sync {
 pub struct Denied {
     /// The reason, for the operator.
     pub reason: String,
+    /// That it isn't known who the peer is, whatever it asks for.
+    pub unauthenticated: bool,
 }
 
 /// Who asks.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Peer {
     /// Its address.
     pub address: SocketAddr,
@@ -46,15 +48,33 @@ pub(super) struct Connection(pub(super) Arc<(SocketAddr, Option<SpiffeId>)>);
 // === impl Denied ===
 
 impl Denied {
-    /// With this reason.
+    /// The peer may not have what it asks for.
     pub fn new(reason: impl Into<String>) -> Self {
-        Self { reason: reason.into() }
+        Self { reason: reason.into(), unauthenticated: false }
+    }
+
+    /// It isn't known who the peer is.
+    pub fn unauthenticated(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), unauthenticated: true }
     }
 }
 
 // === impl Peer ===
 
 impl Peer {
+    /// A peer with these headers, as if it had asked.
+    #[must_use]
+    pub fn new(address: SocketAddr, identity: Option<SpiffeId>, headers: &[(&'static str, &str)]) -> Self {
+        let mut metadata = MetadataMap::new();
+        for (name, value) in headers {
+            // What can't stand in a header doesn't come in one.
+            if let Ok(value) = value.parse() {
+                metadata.append(*name, value);
+            }
+        }
+        Self { address, identity, metadata }
+    }
+
     /// The peer behind a request.
     pub(super) fn of<T>(request: &tonic::Request<T>) -> Result<Self, tonic::Status> {
         let Connection(known) =
@@ -83,5 +103,12 @@ impl Peer {
         let mut values = self.metadata.get_all(name).iter();
         let value = values.next()?;
         if values.next().is_some() { None } else { value.to_str().ok() }
+    }
+}
+
+impl fmt::Debug for Peer {
+    /// Without its headers: there may be a token among them.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Peer").field("address", &self.address).field("identity", &self.identity).finish_non_exhaustive()
     }
 }

@@ -34,17 +34,20 @@ impl Certificates {
             tracing::warn!(peer = %peer.address, %reason, "no certificate");
             Err(Status::unauthenticated(message))
         };
-        let impersonated = match impersonated(metadata.as_ref()) {
-            Ok(identity) => identity,
-            Err(reason) => return denied(&reason, NOT_IMPERSONATED),
-        };
-        let id = match self.authorize.certificate(&peer, impersonated.as_ref()).await {
+        let impersonated = impersonated(metadata.as_ref());
+        // Who the peer is comes first, even if what it asks for can't be read.
+        let asked = impersonated.as_ref().ok().and_then(Option::as_ref);
+        let id = match self.authorize.certificate(&peer, asked).await {
             Ok(id) => id,
             Err(error) => {
-                let message = if impersonated.is_some() { NOT_IMPERSONATED } else { NOT_AUTHENTICATED };
+                let message =
+                    if asked.is_some() && !error.unauthenticated { NOT_IMPERSONATED } else { NOT_AUTHENTICATED };
                 return denied(&error.reason, message);
             }
         };
+        if let Err(reason) = impersonated {
+            return denied(&reason, NOT_IMPERSONATED);
+        }
         let ttl = match u64::try_from(validity_duration) {
             Ok(0) | Err(_) => DEFAULT_CERTIFICATE_TTL,
             Ok(seconds) => Duration::from_secs(seconds),

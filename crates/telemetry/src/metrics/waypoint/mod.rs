@@ -2,7 +2,9 @@
 //!
 //! Label sets are resolved once per connection, endpoint and outcome; counting a request is then a few atomic additions.
 
+mod clusters;
 mod decisions;
+mod refusals;
 mod requests;
 
 use std::{
@@ -15,8 +17,9 @@ use std::{
 
 use prometheus_client::{collector::Collector, encoding::DescriptorEncoder, registry::Registry};
 
-use self::{decisions::Decisions, requests::Requests};
+use self::{clusters::Clusters, decisions::Decisions, refusals::Refusals, requests::Requests};
 pub use self::{
+    clusters::CountedCluster,
     decisions::{CountedDecisions, DecisionLabels},
     requests::{CarriedConnection, CarriedProtocol, CountedMessages, CountedRequests, RequestLabels},
 };
@@ -33,6 +36,8 @@ struct Values {
     tag: String,
     requests: Arc<Requests>,
     decisions: Arc<Decisions>,
+    clusters: Arc<Clusters>,
+    refusals: Refusals,
     dropped_from_streams: AtomicU64,
     spans: Arc<SpanCounts>,
 }
@@ -61,6 +66,8 @@ impl WaypointMetrics {
             tag: tag.to_owned(),
             requests: Requests::new(),
             decisions: Decisions::new(),
+            clusters: Clusters::new(),
+            refusals: Refusals::default(),
             dropped_from_streams: AtomicU64::new(0),
             spans: Arc::default(),
         });
@@ -87,6 +94,12 @@ impl WaypointMetrics {
         self.values.requests.messages(labels)
     }
 
+    /// Shows what was refused for its form, by reason (`ambit_refused_total`); read at each scrape, so the reader must be
+    /// quick.
+    pub fn watch_refusals(&self, read: impl Fn() -> Vec<(&'static str, u64)> + Send + Sync + 'static) {
+        self.values.refusals.watch(read);
+    }
+
     /// What became of spans.
     #[must_use]
     pub fn spans(&self) -> &Arc<SpanCounts> {
@@ -97,6 +110,12 @@ impl WaypointMetrics {
     #[must_use]
     pub fn decisions(&self, labels: DecisionLabels) -> CountedDecisions {
         self.values.decisions.of(labels)
+    }
+
+    /// The counters of this cluster.
+    #[must_use]
+    pub fn cluster(&self, name: &str) -> CountedCluster {
+        self.values.clusters.of(name)
     }
 
     /// Counts records that a reader of the live stream missed because it was slow.
@@ -125,12 +144,14 @@ impl fmt::Debug for WaypointMetrics {
 
 impl Collector for Source {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let Values { tag, requests, decisions, dropped_from_streams, spans } = &*self.0;
+        let Values { tag, requests, decisions, clusters, refusals, dropped_from_streams, spans } = &*self.0;
         let encoder = &mut encoder;
         let build = [([("component", "waypoint"), ("tag", tag.as_str())], 1)];
         gauge(encoder, "istio_build", "Istio component build info", build)?;
         requests.encode(encoder)?;
         decisions.encode(encoder)?;
+        clusters.encode(encoder)?;
+        refusals.encode(encoder)?;
         let help = "Decision records that readers of the live stream missed because they were slow";
         let dropped = dropped_from_streams.load(Ordering::Relaxed);
         single_counter(encoder, "ambit_decision_stream_dropped", help, dropped)?;
@@ -141,7 +162,9 @@ impl Collector for Source {
         ] {
             single_counter(encoder, name, help, count.load(Ordering::Relaxed))?;
         }
-        let overflows = requests.overflowed().saturating_add(decisions.overflowed());
+        let overflows = [requests.overflowed(), decisions.overflowed(), clusters.overflowed()]
+            .into_iter()
+            .fold(0, u64::saturating_add);
         let help = "Label sets counted as `other` because there were too many";
         single_counter(encoder, "ambit_metric_overflows", help, overflows)
     }

@@ -12,9 +12,8 @@ use std::net::SocketAddr;
 
 use ambit_api::Resource as Loaded;
 use ambit_xds::{
-    ADDRESS_TYPE, DeltaResponse, Resource, WAYPOINT_TYPE,
-    security::Policy,
-    waypoint::{AttachedRoute, BoundService, Bundle},
+    ADDRESS_TYPE,
+    waypoint::{AttachedRoute, BoundService},
     workload::{
         Address, AppProtocol, GatewayAddress, NamespacedHostname, NetworkAddress, Port, PortList, Service,
         TunnelProtocol, Workload, address, gateway_address::Destination,
@@ -24,7 +23,10 @@ use prost::Message;
 use serde_json::Value;
 
 use self::app::App;
-use crate::mesh::{HOSTNAME, Mesh, NAMESPACE, PORT, Shape, allow_all, exchange, status};
+use crate::{
+    mesh::{HOSTNAME, Mesh, NAMESPACE, PORT, Shape, allow_all, exchange, status},
+    wire,
+};
 
 /// A service that routes may lead to.
 #[derive(Clone)]
@@ -116,27 +118,13 @@ pub(crate) fn bind(mesh: &Mesh, routes: &str, policies: &[Value], others: Vec<Bo
     services[0].routes = attached(routes);
     services.extend(others);
     let rejected = services[0].routes.iter().any(|route| !route.rejection.is_empty());
-    let (namespace, name) = (NAMESPACE.to_owned(), "waypoint".to_owned());
-    let value = Bundle { namespace, name, services, ..Bundle::default() }.encode_to_vec();
-    let resource = Resource { name: format!("{NAMESPACE}/waypoint"), version: String::new(), value };
-    let type_url = WAYPOINT_TYPE.to_owned();
-    let applied = mesh.store.apply(&[DeltaResponse { type_url, resources: vec![resource], removed: Vec::new() }]);
+    let applied = mesh.try_bundle(services);
     assert_eq!(applied.is_err(), rejected, "what can't be followed is refused by name: {applied:?}");
 }
 
 fn bound(namespace: &str, hostname: &str, policies: &[Value]) -> BoundService {
-    let policy = |policy: &Value| Policy {
-        namespace: NAMESPACE.to_owned(),
-        name: policy["name"].as_str().expect("named").to_owned(),
-        json: policy.to_string().into_bytes(),
-        ..Policy::default()
-    };
-    BoundService {
-        namespace: namespace.to_owned(),
-        hostname: hostname.to_owned(),
-        policies: policies.iter().map(policy).collect(),
-        ..BoundService::default()
-    }
+    let (namespace, hostname) = (namespace.to_owned(), hostname.to_owned());
+    BoundService { namespace, hostname, ..wire::service(policies) }
 }
 
 fn attached(routes: &str) -> Vec<AttachedRoute> {

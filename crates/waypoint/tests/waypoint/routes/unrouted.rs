@@ -1,6 +1,6 @@
 //! Requests that no route is for are tried again as Istio tries them, within their service's budget.
 
-use std::time::Instant;
+use std::{sync::atomic::Ordering, time::Instant};
 
 use ambit_xds::{
     waypoint::{BoundService, RetryBudget},
@@ -8,9 +8,13 @@ use ambit_xds::{
 };
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{App, HOSTNAME, NAMESPACE, attached, bound, http_route, mesh, mesh_for, send};
-use crate::mesh::{Mesh, allow_all, header, soon};
+use crate::{
+    backend,
+    mesh::{Mesh, Pod, Shape, allow_all, header, soon},
+};
 
 fn limited(mesh: &Mesh, percent: u32, count: u32, routes: &str) {
     let policy = "kagenti-system/budget".to_owned();
@@ -86,6 +90,61 @@ async fn an_endpoint_that_cannot_be_reached_is_tried_again_after_a_while() {
     // 25 ms, then 50 ms.
     assert!(start.elapsed().as_millis() >= 75, "{:?}", start.elapsed());
     drop(app);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_is_refused_is_tried_again_and_one_that_is_reset_is_not() {
+    for (reason, most, answer, streams) in [
+        (h2::Reason::REFUSED_STREAM, 2, 200, 3),
+        (h2::Reason::REFUSED_STREAM, 3, 503, 3),
+        (h2::Reason::INTERNAL_ERROR, 1, 503, 1),
+        (h2::Reason::CANCEL, 1, 503, 1),
+    ] {
+        for request in ["GET /", "POST /"] {
+            let (address, seen) = backend::resetting(reason, most, false).await;
+            let mesh = mesh_for(address, AppProtocol::Http2, &[]).await;
+            let body = if request == "POST /" { "content-length: 5\r\n\r\nhello" } else { "" };
+            // What the application answers has no declared length: the connection would end it.
+            let mut tunnel = mesh.tunnel("any").await;
+            let text = format!("{request} HTTP/1.1\r\nhost: mlflow\r\n{body}");
+            let text = if body.is_empty() { format!("{text}\r\n") } else { text };
+            soon(tunnel.write_all(text.as_bytes())).await.expect("written");
+            soon(tunnel.flush()).await.expect("flushed");
+            let mut head = [0; 12];
+            soon(tunnel.read_exact(&mut head)).await.expect("an answer");
+            assert_eq!(&head[9..], answer.to_string().as_bytes(), "{reason:?} {most} {request}");
+            assert_eq!(seen.load(Ordering::SeqCst), streams, "{reason:?} {most} {request}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_try_goes_to_another_endpoint_while_there_is_one() {
+    let apps = [App::start("one").await, App::at("other", "127.0.0.3:0").await];
+    let mut shape = Shape::of(apps[0].address);
+    shape.pods = apps.iter().map(|app| Pod { app: app.address, hbone: false }).collect();
+    shape.policies = vec![allow_all()];
+    let mesh = Mesh::start(shape).await;
+    let routed = http_route(
+        "r",
+        "[{retry: {codes: [503], attempts: 2, backoff: 1ms}, backendRefs: [{name: mlflow, port: 5000}]}]",
+    );
+    // Each application goes by the script on its own: where both have failed, one of them is asked again.
+    for (routes, lines) in
+        [("", format!("{GRPC}x-script: grpc:14 grpc:0\r\n")), (&*routed, "x-script: 503 200\r\n".to_owned())]
+    {
+        limited(&mesh, 100, 100, routes);
+        for number in 0..12 {
+            let lines = format!("{lines}x-request-id: {}-{number}\r\n", routes.len());
+            let (status, ..) = send(&mesh, "any", "GET /", &lines).await;
+            assert_eq!(status, 200);
+            let id = format!("{}-{number}", routes.len());
+            let tries = |app: &App| app.seen().iter().filter(|seen| seen.headers["x-request-id"] == id).count();
+            let mut tries = [tries(&apps[0]), tries(&apps[1])];
+            tries.sort_unstable();
+            assert_eq!(tries, [1, 2], "{id}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,7 +1,9 @@
 //! What is told of requests and connections once they have ended: spans, text lines, counters.
 
+mod clusters;
 mod collector;
 mod counters;
+mod flags;
 mod lines;
 mod mlflow;
 mod names;
@@ -9,23 +11,22 @@ mod traces;
 
 use std::{
     net::SocketAddr,
+    slice,
     time::{Duration, Instant},
 };
 
 use ambit_waypoint::Exposure;
-use ambit_xds::{
-    WAYPOINT_TYPE,
-    security::Policy,
-    waypoint::{BoundService, Bundle, GatewaySettings, HttpCheck, Protocol, Provider, Tracing},
-};
-use prost::Message;
+use ambit_xds::waypoint::{Bundle, GatewaySettings, HttpCheck, Protocol, Provider, Tracing};
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
 };
 
-use crate::mesh::{HOSTNAME, Mesh, NAMESPACE, PATIENCE, soon};
+use crate::{
+    mesh::{Mesh, PATIENCE, soon},
+    wire,
+};
 
 /// A collector at this address, sent so many of 100,000 traces.
 fn tracing(collector: SocketAddr, sampled: u32) -> Tracing {
@@ -43,22 +44,9 @@ fn tracing(collector: SocketAddr, sampled: u32) -> Tracing {
 }
 
 fn configure(mesh: &Mesh, policy: &Value, tracing: Option<Tracing>) {
-    let policy = Policy {
-        namespace: NAMESPACE.to_owned(),
-        name: policy["name"].as_str().expect("named").to_owned(),
-        json: policy.to_string().into_bytes(),
-        ..Policy::default()
-    };
-    let service = BoundService {
-        namespace: NAMESPACE.to_owned(),
-        hostname: HOSTNAME.to_owned(),
-        policies: vec![policy],
-        ..BoundService::default()
-    };
     let settings = Some(GatewaySettings { tracing, ..GatewaySettings::default() });
-    let (namespace, name) = (NAMESPACE.to_owned(), "waypoint".to_owned());
-    let bundle = Bundle { namespace, name, services: vec![service], settings, ..Bundle::default() };
-    mesh.apply(WAYPOINT_TYPE, vec![(format!("{NAMESPACE}/waypoint"), bundle.encode_to_vec())], &[]);
+    let bundle = Bundle { settings, ..wire::bundle(vec![wire::service(slice::from_ref(policy))]) };
+    mesh.store.apply(&[wire::response(&bundle)]).expect("readable resources");
 }
 
 async fn operators(mesh: &Mesh) -> SocketAddr {

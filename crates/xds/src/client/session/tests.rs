@@ -47,6 +47,26 @@ fn a_stream_opens_with_one_wildcard_request_of_each_type() {
 }
 
 #[test]
+fn who_wants_certain_names_asks_for_them_in_every_stream() {
+    let names = || [(ADDRESS_TYPE, BTreeSet::from(["a".to_owned(), "b".to_owned()]))];
+    let mut session = session(false).naming(names());
+    let open = |session: &Session| {
+        session.open().into_iter().find(|request| request.type_url == ADDRESS_TYPE).expect("a request of each type")
+    };
+    let first = open(&session);
+    assert_eq!(first.resource_names_subscribe, ["a", "b"]);
+    assert!(first.initial_resource_versions.is_empty() && first.resource_names_unsubscribe.is_empty());
+    // One is there, the other isn't yet: both stay asked for.
+    accept(&mut session, response(vec![resource("a", "1")], &["b"]));
+    let next = open(&session);
+    assert_eq!(next.resource_names_subscribe, ["a", "b"]);
+    assert_eq!(held(&session), [("a".to_owned(), "1".to_owned())]);
+    assert_eq!(next.initial_resource_versions.len(), 1);
+    let other = session.open().into_iter().find(|request| request.type_url == AUTHORIZATION_TYPE);
+    assert!(other.expect("a request of each type").resource_names_subscribe.is_empty());
+}
+
+#[test]
 fn an_acknowledgement_names_type_and_nonce_only() {
     let mut session = session(false);
     let Outcome { answer, .. } = accept(&mut session, response(vec![resource("a", "1")], &[]));
