@@ -99,6 +99,7 @@ fn pod(pod: &str, ip: Ipv4Addr, labels: &[(&str, &str)]) -> Pod {
         ip: Some(ip.into()),
         ready: true,
         host_network: false,
+        captured: None,
         node: "node".to_owned(),
         owner: None,
         named_ports: BTreeMap::new(),

@@ -11,4 +11,5 @@ pub mod authority;
 pub mod keys;
 pub mod limits;
 pub mod local;
+mod objects;
 pub mod webhook;

@@ -308,7 +308,8 @@ pub(crate) fn workload(inputs: &Inputs, name: &NamespacedName) -> Option<Resourc
 /// True if the node proxy captures this pod.
 #[must_use]
 pub fn in_mesh(inputs: &Inputs, name: &NamespacedName, pod: &Pod) -> bool {
-    !pod.host_network && captures(inputs.namespace_labels(&name.namespace), &pod.labels)
+    let by_labels = || captures(inputs.namespace_labels(&name.namespace), &pod.labels);
+    !pod.host_network && pod.captured.unwrap_or_else(by_labels)
 }
 
 /// True if the node proxy captures pods with these labels in a namespace with those (`spec/control-plane.md` 5.1).

@@ -107,6 +107,8 @@ pub struct Pod {
     pub ready: bool,
     /// It shares the node's network and can't be captured.
     pub host_network: bool,
+    /// Whether a node agent has captured it; nothing where its labels say so.
+    pub captured: Option<bool>,
     /// The node it runs on.
     pub node: String,
     /// Name of the Deployment it belongs to, if any.

@@ -2,6 +2,7 @@
 //! proxies. The proxies themselves never fetch any.
 
 mod fetch;
+mod mesh;
 mod ranges;
 
 use std::{
@@ -25,7 +26,11 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-pub(crate) use self::{fetch::Trust, ranges::Ranges};
+pub(crate) use self::{
+    fetch::Trust,
+    mesh::{changes, endpoints, note, wanted},
+    ranges::Ranges,
+};
 use crate::limits::{KEY_REFRESH, MAX_KEY_BACKOFF, MAX_KEY_FETCHES, MIN_KEY_BACKOFF, MIN_KEY_PAUSE};
 
 /// A future that is asked for through a trait object.

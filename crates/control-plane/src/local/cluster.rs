@@ -371,6 +371,7 @@ impl Slot {
             ip: runs.then_some(self.plan.ip.into()),
             ready: runs && self.ready,
             host_network: false,
+            captured: None,
             node: NODE_NAME.into(),
             owner: self.declared.as_ref().and_then(|declared| declared.owner.clone()),
             named_ports: self.declared.as_ref().map(Declared::named_ports).unwrap_or_default(),

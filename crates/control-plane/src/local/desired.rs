@@ -6,29 +6,14 @@ use std::{
     sync::Arc,
 };
 
-use ambit_api::{
-    AuthorizationPolicy, Diagnostic, Gateway as KubeGateway, Object, ObjectRef, Origin, Resource, Severity,
-};
+use ambit_api::{AuthorizationPolicy, Diagnostic, Object, ObjectRef, Origin, Resource, Severity};
 use ambit_mesh::{
     Finding,
-    authentication::TokenRules,
-    destinations,
-    inputs::{
-        AllowedNamespaces, Change, Gateway, Inputs, LabelOperator, LabelRequirement, LabelSelector, Labels, Listener,
-        Namespace, NamespacedName, Policy, Service, ServicePort, Settings, TargetPort,
-    },
-    retry_budgets::RetryPolicy,
-    routes::Route,
-    traffic::TrafficRules,
+    inputs::{Inputs, Labels, Namespace, NamespacedName, Service, Settings},
 };
-use ambit_xds::workload::AppProtocol;
-use gateway_api::gateways::{GatewayListenersAllowedRoutesNamespaces, GatewayListenersAllowedRoutesNamespacesFrom};
-use k8s_openapi::{
-    api::{
-        apps::v1::Deployment,
-        core::v1::{Pod as KubePod, Service as KubeService, ServicePort as KubePort},
-    },
-    apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
+use k8s_openapi::api::{
+    apps::v1::Deployment,
+    core::v1::{Pod as KubePod, Service as KubeService},
 };
 
 use super::{
@@ -36,7 +21,10 @@ use super::{
     codes,
     pod_spec::{Declared, Notes, declare},
 };
-use crate::limits::{MAX_PODS, MAX_REPLICAS, MAX_SERVICES};
+use crate::{
+    limits::{MAX_PODS, MAX_REPLICAS, MAX_SERVICES},
+    objects::{authorization, gateway_of, labels, rules, service_port},
+};
 
 /// Letters of generated name endings, as Kubernetes chooses them (no vowels, no look-alikes).
 const NAME_LETTERS: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
@@ -135,44 +123,14 @@ impl Desired {
             Resource::AuthorizationPolicy(policy) => {
                 self.policy((**policy).clone(), object.rejection.as_deref());
             }
-            Resource::PeerAuthentication(policy) => {
-                self.inputs.apply(Change::PeerAuthentication(name, Some((**policy).clone())));
-            }
-            Resource::Route(route) => {
-                let route = match object.rejection.as_deref() {
-                    None => Route::new((**route).clone()),
-                    Some(rejection) => Route::rejected((**route).clone(), &rejection.reason()),
-                };
-                self.inputs.apply(Change::Route(route.key(), Some(route)));
-            }
-            Resource::RequestAuthentication(rules) => {
-                let rules = match object.rejection.as_deref() {
-                    None => TokenRules::new((**rules).clone()),
-                    Some(rejection) => TokenRules::rejected((**rules).clone(), &rejection.reason()),
-                };
-                self.inputs.apply(Change::RequestAuthentication(name, Some(rules)));
-            }
-            Resource::TrafficPolicy(rules) => {
-                let rules = match object.rejection.as_deref() {
-                    None => TrafficRules::new((**rules).clone()),
-                    Some(rejection) => TrafficRules::rejected((**rules).clone(), &rejection.reason()),
-                };
-                self.inputs.apply(Change::TrafficPolicy(name, Some(rules)));
-            }
-            Resource::BackendTrafficPolicy(policy) => {
-                let policy = (**policy).clone();
-                let policy = match object.rejection.as_deref() {
-                    None => RetryPolicy::new(policy),
-                    Some(_) => RetryPolicy::rejected(policy),
-                };
-                self.inputs.apply(Change::RetryPolicy(name, Some(policy)));
-            }
-            Resource::DestinationRule(rule) => {
-                let rule = match object.rejection.as_deref() {
-                    None => destinations::Rule::new((**rule).clone()),
-                    Some(rejection) => destinations::Rule::rejected((**rule).clone(), &rejection.reason()),
-                };
-                self.inputs.apply(Change::DestinationRule(name, Some(rule)));
+            Resource::PeerAuthentication(_)
+            | Resource::Route(_)
+            | Resource::RequestAuthentication(_)
+            | Resource::TrafficPolicy(_)
+            | Resource::BackendTrafficPolicy(_)
+            | Resource::DestinationRule(_) => {
+                let change = rules(resource, object.rejection.as_deref());
+                change.into_iter().for_each(|change| self.inputs.apply(change));
             }
             // Read before everything else.
             Resource::MeshConfig(_) => {}
@@ -181,12 +139,7 @@ impl Desired {
 
     /// Takes in a policy; with a rejection as one that can't be enforced.
     pub(super) fn policy(&mut self, policy: AuthorizationPolicy, rejection: Option<&Diagnostic>) {
-        let name = NamespacedName::new(&policy.namespace, &policy.name);
-        let policy = match rejection {
-            None => Policy::new(policy),
-            Some(rejection) => Policy::rejected(policy, &rejection.reason()),
-        };
-        self.inputs.apply(Change::Policy(name, Some(policy)));
+        self.inputs.apply(authorization(policy, rejection));
     }
 
     fn pod(&mut self, name: NamespacedName, labels: Labels, pod: &KubePod, origin: &Origin) {
@@ -309,85 +262,6 @@ impl Desired {
                 }
             }
         }
-    }
-}
-
-fn labels(metadata: Option<&ObjectMeta>) -> Labels {
-    metadata.and_then(|metadata| metadata.labels.clone()).unwrap_or_default()
-}
-
-fn service_port(port: &KubePort) -> Option<ServicePort> {
-    let number = u16::try_from(port.port).ok().filter(|number| *number != 0)?;
-    let target = match &port.target_port {
-        Some(IntOrString::Int(0)) | None => TargetPort::Number(number),
-        // A number that is none can lead nowhere; as a name it guards every port.
-        Some(IntOrString::Int(target)) => {
-            u16::try_from(*target).map_or_else(|_| TargetPort::Name(target.to_string()), TargetPort::Number)
-        }
-        Some(IntOrString::String(name)) => {
-            name.parse().map_or_else(|_| TargetPort::Name(name.clone()), TargetPort::Number)
-        }
-    };
-    Some(ServicePort { port: number, target, protocol: protocol(port), name: port.name.clone().unwrap_or_default() })
-}
-
-/// By `appProtocol`, else by the part of the port's name before the first `-`.
-fn protocol(port: &KubePort) -> AppProtocol {
-    let by_name = port.name.as_deref().map(|name| name.split('-').next().unwrap_or_default());
-    match port.app_protocol.as_deref().or(by_name).unwrap_or_default().to_ascii_lowercase().as_str() {
-        "http" => AppProtocol::Http11,
-        "http2" | "kubernetes.io/h2c" => AppProtocol::Http2,
-        "grpc" => AppProtocol::Grpc,
-        "tcp" => AppProtocol::Tcp,
-        "https" | "tls" => AppProtocol::Tls,
-        _ => AppProtocol::Unknown,
-    }
-}
-
-fn gateway_of(labels: Labels, gateway: &KubeGateway) -> Gateway {
-    let listener = |listener: &gateway_api::gateways::GatewayListeners| {
-        let namespaces = listener.allowed_routes.as_ref().and_then(|routes| routes.namespaces.as_ref());
-        Some(Listener {
-            port: u16::try_from(listener.port).ok()?,
-            protocol: listener.protocol.clone(),
-            allowed: namespaces.map_or(AllowedNamespaces::Same, allowed),
-        })
-    };
-    Gateway {
-        labels,
-        class: gateway.spec.gateway_class_name.clone(),
-        listeners: gateway.spec.listeners.iter().filter_map(listener).collect(),
-        vip: None,
-        settings: gateway
-            .metadata
-            .annotations
-            .as_ref()
-            .map_or_else(ambit_api::GatewaySettings::default, |a| ambit_api::GatewaySettings::of(a).0),
-    }
-}
-
-fn allowed(namespaces: &GatewayListenersAllowedRoutesNamespaces) -> AllowedNamespaces {
-    match (&namespaces.from, &namespaces.selector) {
-        (None | Some(GatewayListenersAllowedRoutesNamespacesFrom::Same), _) => AllowedNamespaces::Same,
-        (Some(GatewayListenersAllowedRoutesNamespacesFrom::All), _) => AllowedNamespaces::All,
-        (Some(GatewayListenersAllowedRoutesNamespacesFrom::Selector), Some(selector)) => {
-            let expressions = selector.match_expressions.iter().flatten().map(|expression| {
-                let values = || expression.values.iter().flatten().cloned().collect();
-                let operator = match expression.operator.as_str() {
-                    "In" => LabelOperator::In(values()),
-                    "NotIn" => LabelOperator::NotIn(values()),
-                    "Exists" => LabelOperator::Exists,
-                    "DoesNotExist" => LabelOperator::DoesNotExist,
-                    _ => return None,
-                };
-                Some(LabelRequirement { key: expression.key.clone(), operator })
-            });
-            expressions.collect::<Option<_>>().map_or(AllowedNamespaces::None, |match_expressions| {
-                let match_labels = selector.match_labels.clone().unwrap_or_default();
-                AllowedNamespaces::Selector(LabelSelector { match_labels, match_expressions })
-            })
-        }
-        _ => AllowedNamespaces::None,
     }
 }
 

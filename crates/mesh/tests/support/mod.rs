@@ -53,6 +53,7 @@ pub fn pod(uid: &str, app: &str, last: u8) -> Pod {
         ip: Some(IpAddr::from([10, 244, 0, last])),
         ready: true,
         host_network: false,
+        captured: None,
         node: "node".into(),
         owner: None,
         named_ports: BTreeMap::new(),
