@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod command;
+mod control_plane;
 mod local;
 mod proxy;
 mod waypoint;
@@ -13,8 +14,8 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use command::{
-    Failure, client, crds, demo, echo, forward, install, manifest, policy, run, status, stop, uninstall, up,
-    waypoint as waypoint_proxy, ztunnel as node_proxy,
+    Failure, client, control_plane as mesh_source, crds, demo, echo, forward, install, manifest, policy, run, status,
+    stop, uninstall, up, waypoint as waypoint_proxy, ztunnel as node_proxy,
 };
 
 /// An ambient service mesh: L4 proxy, L7 waypoint, control plane, CA and capture in one binary.
@@ -48,16 +49,15 @@ enum Command {
     Ztunnel(Box<node_proxy::Args>),
     /// Run the waypoint (L7 proxy) of one Gateway
     Waypoint(Box<waypoint_proxy::Args>),
+    /// Run the mesh from a Kubernetes API
+    ControlPlane(Box<mesh_source::Args>),
     /// Print the custom resource definitions of the kinds that the mesh reads
     Crds(crds::Args),
     /// Print the objects of an installation
-    #[command(hide = true)]
     Manifest(Box<manifest::Args>),
     /// Bring an installation into a cluster
-    #[command(hide = true)]
     Install(Box<install::Args>),
     /// Take an installation out of a cluster
-    #[command(hide = true)]
     Uninstall(Box<uninstall::Args>),
     /// Judge, explain and export authorization policies, without a mesh
     Policy(policy::Args),
@@ -78,6 +78,7 @@ fn main() -> ExitCode {
         Command::Client(args) => block_on(client::run(args)).map(|()| ExitCode::SUCCESS),
         Command::Ztunnel(args) => node_proxy::run(*args),
         Command::Waypoint(args) => waypoint_proxy::run(*args),
+        Command::ControlPlane(args) => mesh_source::run(*args),
         Command::Crds(args) => crds::run(&args),
         Command::Manifest(args) => manifest::run(&args),
         Command::Install(args) => block_on(install::run(&args)),

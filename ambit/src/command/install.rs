@@ -28,13 +28,6 @@ pub struct Args {
 /// Applies everything, and says what was done.
 pub async fn run(args: &Args) -> Result<ExitCode, Failure> {
     let dry_run = args.dry_run.is_some();
-    // What would be installed couldn't start.
-    if !dry_run {
-        return Err(Failure::new(
-            "this release has no `ambit control-plane` yet, which an installation would run; `ambit install \
-             --dry-run=server` shows what would be done, `ambit crds` prints the definitions",
-        ));
-    }
     let installation = Installation::new(client().await?, args.installation.settings(), dry_run);
     let done = installation.install().await.map_err(|error| Failure::new(error.to_string()))?;
     report(&done, dry_run)?;

@@ -1,6 +1,7 @@
 //! One module per command: its arguments and how its outcome is shown.
 
 pub mod client;
+pub mod control_plane;
 pub mod crds;
 pub mod demo;
 pub mod echo;

@@ -1,4 +1,5 @@
-//! Whether the proxy may be given traffic: `/healthz/ready` on port 15021 (`spec/ztunnel.md` 1).
+//! Whether the proxy may be given traffic: `/healthz/ready` on port 15021 (`spec/ztunnel.md` 1). A control plane answers the
+//! same way, at `/ready` on port 8080.
 
 use std::{
     collections::BTreeMap,
@@ -16,6 +17,10 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{net::TcpListener, sync::Semaphore};
 
+/// Where proxies are asked.
+const READY: &str = "/healthz/ready";
+/// Where control planes are.
+const ISTIOD_READY: &str = "/ready";
 /// How long a probe may take to say what it wants.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Largest request of a probe, in bytes.
@@ -127,8 +132,8 @@ impl Readiness {
 
     fn respond<B>(&self, request: &Request<B>, is_local: bool) -> Response<Full<Bytes>> {
         let (status, text) = match (request.uri().path(), request.method()) {
-            ("/healthz/ready", &Method::GET) => self.answer(is_local),
-            ("/healthz/ready", _) => (StatusCode::METHOD_NOT_ALLOWED, String::new()),
+            (READY | ISTIOD_READY, &Method::GET) => self.answer(is_local),
+            (READY | ISTIOD_READY, _) => (StatusCode::METHOD_NOT_ALLOWED, String::new()),
             _ => (StatusCode::NOT_FOUND, String::new()),
         };
         let mut response = Response::new(Full::new(Bytes::from(text)));

@@ -109,3 +109,14 @@ pub const MAX_REVIEW_WARNINGS: usize = 16;
 pub const REGISTRATION_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause after a failure to write it.
 pub const REGISTRATION_RETRY: Duration = Duration::from_secs(2);
+
+/// Objects of the API that may wait to be taken in; more wait at the API server.
+pub const MAX_QUEUED_OBJECTS: usize = 1024;
+/// Of these, how many are taken in at once.
+pub const MAX_OBJECTS_AT_ONCE: usize = 1024;
+/// First pause after a kind couldn't be listed or watched; it doubles up to [`MAX_WATCH_PAUSE`].
+pub const MIN_WATCH_PAUSE: Duration = Duration::from_millis(200);
+/// Longest such pause.
+pub const MAX_WATCH_PAUSE: Duration = Duration::from_secs(5);
+/// Pause before the API server is asked again for a kind that it didn't have.
+pub const DISCOVERY_PAUSE: Duration = Duration::from_secs(5);

@@ -11,8 +11,8 @@ use ambit_mesh::{
 
 use super::{Ranges, Wanted};
 
-/// What is to be fetched as things are now. `made` counts the pods that were made so far.
-pub(crate) fn wanted(inputs: &Inputs, made: u64) -> Wanted {
+/// What is to be fetched as things are now. `moved` moves whenever a pod may have become a key server.
+pub(crate) fn wanted(inputs: &Inputs, moved: u64) -> Wanted {
     if inputs.request_authentications.is_empty() {
         return Wanted::default();
     }
@@ -20,8 +20,7 @@ pub(crate) fn wanted(inputs: &Inputs, made: u64) -> Wanted {
     Wanted {
         sources: sources.map(|source| (source.clone(), authentication::timeout(inputs, &source))).collect(),
         ranges: Ranges::parse(&inputs.settings.key_ranges),
-        // Each pod that was made, and each that is ready, counts.
-        moved: made * 1_000_000 + inputs.pods.values().filter(|pod| pod.ready).count() as u64,
+        moved,
     }
 }
 

@@ -14,7 +14,12 @@ use crate::keys::{self, Wanted};
 impl Cluster {
     /// What is to be fetched as things are now.
     pub(super) fn wanted_keys(&self) -> Wanted {
-        keys::wanted(self.index.inputs(), self.made)
+        let inputs = self.index.inputs();
+        if inputs.request_authentications.is_empty() {
+            return Wanted::default();
+        }
+        // Each pod that was made, and each that is ready, counts.
+        keys::wanted(inputs, self.made * 1_000_000 + inputs.pods.values().filter(|pod| pod.ready).count() as u64)
     }
 
     /// Takes keys up, and forgets those that nobody wants any more.

@@ -221,6 +221,13 @@ async fn connection(tunnel: Tunnel) -> SendRequest<Body> {
     sender
 }
 
+/// A request that came after the server's last word is one that it has done nothing with (RFC 9113, 6.8): the client sends it
+/// elsewhere, as it does with one that it hadn't sent.
+fn is_unprocessed(error: &hyper::Error) -> bool {
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<h2::Error>());
+    cause.is_some_and(|cause| cause.is_go_away() && cause.is_remote() && cause.reason() == Some(h2::Reason::NO_ERROR))
+}
+
 fn full(text: &str) -> Body {
     Full::<Bytes>::from(text.to_owned()).map_err(|never| match never {}).boxed_unsync()
 }
@@ -303,8 +310,10 @@ impl Load {
                 Ok(response) => response,
                 Err(mut failure) => {
                     // What wasn't sent is sent elsewhere: the connection takes no more.
-                    if failure.take_message().is_none() {
-                        self.fault(format!("HTTP/2: {:?}", failure.into_error()));
+                    let unsent = failure.take_message().is_some();
+                    let error = failure.into_error();
+                    if !unsent && !is_unprocessed(&error) {
+                        self.fault(format!("HTTP/2: {error:?}"));
                     }
                     return;
                 }
