@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ambit_hbone::{Connect, ConnectError, HostNetwork, Network, Pool, Tunnel, copy};
+use ambit_hbone::{Connect, ConnectError, HostNetwork, Pool, Tunnel, copy};
 use ambit_identity::{CertificateStore, SystemClock};
 use ambit_mesh::inputs::Change;
 use tokio::{
@@ -27,14 +27,13 @@ use crate::{
 /// Nothing takes longer, or the test has failed. Far above what it should take: machines that run tests are slow and shared.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 /// Port of HBONE.
-const HBONE_PORT: u16 = 15008;
+pub const HBONE_PORT: u16 = 15008;
 
 /// A mesh of one waypoint.
 pub struct World {
     pub control: ControlPlane,
     pub app: App,
     pub waypoint: Ipv4Addr,
-    network: Arc<dyn Network>,
     certificates: Arc<CertificateStore>,
 }
 
@@ -70,7 +69,7 @@ impl World {
         let certificates = CertificateStore::new(Arc::clone(&control.ca) as _, Arc::new(SystemClock));
         let listener = TcpListener::bind((ip(3), HBONE_PORT)).await.expect("the address is this test's");
         tokio::spawn(node_proxy(listener, Arc::clone(&certificates)));
-        Self { control, app, waypoint: ip(2), network: Arc::new(HostNetwork), certificates }
+        Self { control, app, waypoint: ip(2), certificates }
     }
 
     /// Starts the waypoint's process, with these settings beyond the usual ones.
@@ -93,17 +92,7 @@ impl World {
 
     /// A tunnel to the service, or another address.
     pub async fn tunnel(&self, pool: &Pool, who: &str, to: Ipv4Addr) -> Result<Tunnel, ConnectError> {
-        let connect = Connect {
-            network: Arc::clone(&self.network),
-            source: account(who),
-            peer: SocketAddr::from((self.waypoint, HBONE_PORT)),
-            expected: vec![account(WAYPOINT)],
-            authority: format!("{to}:{PORT}"),
-            headers: http::HeaderMap::new(),
-            mark: None,
-            distant: false,
-        };
-        soon(pool.connect(connect)).await
+        tunnel(pool, self.waypoint, who, to).await
     }
 
     /// One request of this service account, in a tunnel of its own.
@@ -129,6 +118,21 @@ impl World {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
+}
+
+/// A tunnel of this service account through the waypoint at an address to a service, or another address.
+pub async fn tunnel(pool: &Pool, waypoint: Ipv4Addr, who: &str, to: Ipv4Addr) -> Result<Tunnel, ConnectError> {
+    let connect = Connect {
+        network: Arc::new(HostNetwork),
+        source: account(who),
+        peer: SocketAddr::from((waypoint, HBONE_PORT)),
+        expected: vec![account(WAYPOINT)],
+        authority: format!("{to}:{PORT}"),
+        headers: http::HeaderMap::new(),
+        mark: None,
+        distant: false,
+    };
+    soon(pool.connect(connect)).await
 }
 
 /// Sends a request like `GET /path` and reads its answer.
@@ -176,7 +180,7 @@ fn length(head: &str) -> usize {
 }
 
 /// Pipes what arrives by HBONE to where it is for, as the server's own node proxy does for the waypoint.
-async fn node_proxy(listener: TcpListener, certificates: Arc<CertificateStore>) {
+pub async fn node_proxy(listener: TcpListener, certificates: Arc<CertificateStore>) {
     while let Ok((stream, _)) = listener.accept().await {
         let certificate = certificates.get(&account("mlflow")).await.expect("a certificate");
         tokio::spawn(async move {
@@ -200,7 +204,8 @@ async fn node_proxy(listener: TcpListener, certificates: Arc<CertificateStore>) 
 // === impl App ===
 
 impl App {
-    async fn start(ip: Ipv4Addr) -> Self {
+    /// At a free port of this address.
+    pub async fn start(ip: Ipv4Addr) -> Self {
         let listener = TcpListener::bind((ip, 0)).await.expect("a free port");
         let address = listener.local_addr().expect("it is bound");
         let (released, gate) = watch::channel(false);
