@@ -51,6 +51,36 @@ pub struct MeshConfigSpec {
     /// link-local addresses are refused otherwise.
     #[serde(default, deserialize_with = "null_as_default", skip_serializing_if = "Vec::is_empty")]
     pub jwks_allowed_ranges: Vec<String>,
+    /// What becomes of traffic for a waypoint that can't be had; a Namespace's label `ambit.dev/missing-waypoint` says
+    /// otherwise for what is in it.
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub missing_waypoint: MissingWaypoint,
+    /// Whether what is bound to a waypoint is reachable only through it; labels `ambit.dev/waypoint-guard` of Namespaces,
+    /// Services and pods say otherwise.
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub waypoint_guard: WaypointGuard,
+}
+
+/// What becomes of traffic for a waypoint that can't be had.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum MissingWaypoint {
+    /// It is refused.
+    #[default]
+    Deny,
+    /// It goes direct, as in Istio: past all policy that the waypoint would have enforced.
+    Bypass,
+}
+
+/// Whether what is bound to a waypoint is reachable only through it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum WaypointGuard {
+    /// Only through it.
+    #[default]
+    Enforce,
+    /// Anyone may go around it, as in Istio.
+    Off,
 }
 
 /// How paths are read.

@@ -248,7 +248,7 @@ fn mesh_labels_take_only_their_values() {
         &labelled("Service", "ambit.dev/waypoint-guard", "\"maybe\""),
         &[
             "mesh.yaml:6:31: error[AMB0210] Service default/x: metadata.labels[ambit.dev/waypoint-guard]: `maybe` means \
-           nothing for `ambit.dev/waypoint-guard` => use one of: on, off",
+           nothing for `ambit.dev/waypoint-guard` => use one of: on, off, enforce",
         ],
     );
     expect(&labelled("Service", "ambit.dev/waypoint-guard", "\"off\""), &[]);

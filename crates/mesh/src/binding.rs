@@ -3,6 +3,8 @@
 
 use std::fmt;
 
+use ambit_api::mesh_config::{MissingWaypoint, WaypointGuard};
+
 use crate::inputs::{AllowedNamespaces, Gateway, Inputs, Labels, NamespacedName, Pod, Service};
 
 /// Label that asks for a waypoint.
@@ -14,10 +16,14 @@ pub const NO_WAYPOINT: &str = "none";
 /// Label of a Gateway that says what it fronts.
 pub const WAYPOINT_FOR: &str = "istio.io/waypoint-for";
 /// Label of a Service that opens its target ports to others than its waypoint, with [`GUARD_OFF`]; of a pod that has a
-/// waypoint of its own, all its ports.
+/// waypoint of its own, all its ports; of a Namespace, those of all that is in it and doesn't say otherwise.
 pub const WAYPOINT_GUARD: &str = "ambit.dev/waypoint-guard";
 /// Value of [`WAYPOINT_GUARD`] that switches the guard off.
 pub const GUARD_OFF: &str = "off";
+/// Label of a Namespace that says what becomes of traffic for waypoints which can't be had.
+pub const MISSING_WAYPOINT: &str = "ambit.dev/missing-waypoint";
+/// Value of [`MISSING_WAYPOINT`] that lets it go direct.
+pub const BYPASS: &str = "bypass";
 const MANAGED: &str = "gateway.istio.io/managed";
 const MANAGED_WAYPOINTS: [&str; 2] = ["istio.io-mesh-controller", "istio.io-eastwest-controller"];
 
@@ -59,22 +65,55 @@ enum Traffic {
     Workload,
 }
 
-/// The waypoint of a Service.
+/// The waypoint of a Service. Where a waypoint that can't be had is to be bypassed, such a one is none.
 #[must_use]
 pub fn of_service(inputs: &Inputs, name: &NamespacedName, service: &Service) -> Option<Binding> {
+    asked_by_service(inputs, name, service).filter(|binding| holds(inputs, binding, &name.namespace))
+}
+
+/// The waypoint that a Service asks for, whatever becomes of that.
+#[must_use]
+pub fn asked_by_service(inputs: &Inputs, name: &NamespacedName, service: &Service) -> Option<Binding> {
     if service.labels.get(MANAGED).is_some_and(|value| MANAGED_WAYPOINTS.contains(&value.as_str())) {
         return None;
     }
     resolve(inputs, request(inputs, &name.namespace, &service.labels)?, name, Traffic::Service)
 }
 
-/// The waypoint for traffic addressed to a pod itself. A waypoint's own pod has none.
+/// The waypoint for traffic addressed to a pod itself. A waypoint's own pod has none. Where a waypoint that can't be had is
+/// to be bypassed, such a one is none.
 #[must_use]
 pub fn of_pod(inputs: &Inputs, name: &NamespacedName, pod: &Pod) -> Option<Binding> {
+    asked_by_pod(inputs, name, pod).filter(|binding| holds(inputs, binding, &name.namespace))
+}
+
+/// The waypoint that is asked for a pod, whatever becomes of that.
+#[must_use]
+pub fn asked_by_pod(inputs: &Inputs, name: &NamespacedName, pod: &Pod) -> Option<Binding> {
     if pod.waypoint.is_some() {
         return None;
     }
     resolve(inputs, request(inputs, &name.namespace, &pod.labels)?, name, Traffic::Workload)
+}
+
+/// True if traffic goes direct where the waypoint for an object of this namespace can't be had. Whatever means nothing is
+/// read as a refusal.
+#[must_use]
+pub fn bypasses(inputs: &Inputs, namespace: &str) -> bool {
+    let label = inputs.namespace_labels(namespace).and_then(|labels| labels.get(MISSING_WAYPOINT));
+    label.map_or(inputs.settings.missing_waypoint == MissingWaypoint::Bypass, |value| value == BYPASS)
+}
+
+/// True if others than its waypoint may reach an object with these labels: by its own word, its namespace's or the mesh's.
+#[must_use]
+pub fn is_guard_off(inputs: &Inputs, namespace: &str, labels: &Labels) -> bool {
+    let of_namespace = || inputs.namespace_labels(namespace).and_then(|labels| labels.get(WAYPOINT_GUARD));
+    let label = labels.get(WAYPOINT_GUARD).or_else(of_namespace);
+    label.map_or(inputs.settings.waypoint_guard == WaypointGuard::Off, |value| value == GUARD_OFF)
+}
+
+fn holds(inputs: &Inputs, binding: &Binding, namespace: &str) -> bool {
+    binding.problem.is_none() || !bypasses(inputs, namespace)
 }
 
 /// What an object with these labels asks for.

@@ -22,7 +22,7 @@ use prost::Message;
 use crate::{
     attachment::{self, Attachment, EnforcementPoint, ServedKind},
     authentication, authorizers,
-    binding::{self, Binding, GUARD_OFF, WAYPOINT_GUARD},
+    binding::{self, Binding},
     destinations,
     inputs::{HBONE_PORT, Inputs, Labels, NamespacedName, Pod, Policy, Service, Settings, TargetPort},
     peer_authentication, retry_budgets, routes, tracing, traffic,
@@ -394,7 +394,7 @@ pub(crate) fn guard(inputs: &Inputs, name: &NamespacedName, pod: &Pod) -> Vec<wi
         }
     };
     for (service, object) in services_of(inputs, name, pod) {
-        if is_guard_off(&object.labels) {
+        if binding::is_guard_off(inputs, &name.namespace, &object.labels) {
             continue;
         }
         if let Some(binding) = binding::of_service(inputs, service, object) {
@@ -403,15 +403,11 @@ pub(crate) fn guard(inputs: &Inputs, name: &NamespacedName, pod: &Pod) -> Vec<wi
     }
     // A node proxy can't tell who called a service from who called the pod. So a pod with a waypoint of its own is reached
     // through that, through its services' waypoints, or not at all.
-    if let Some(binding) = binding::of_pod(inputs, name, pod).filter(|_| !is_guard_off(&pod.labels)) {
+    let is_guarded = !binding::is_guard_off(inputs, &name.namespace, &pod.labels);
+    if let Some(binding) = binding::of_pod(inputs, name, pod).filter(|_| is_guarded) {
         add(0, name, &binding);
     }
     guarded
-}
-
-/// True if the owner of a Service or pod with these labels opened it to others than its waypoint.
-pub(crate) fn is_guard_off(labels: &Labels) -> bool {
-    labels.get(WAYPOINT_GUARD).is_some_and(|value| value == GUARD_OFF)
 }
 
 fn address(content: address::Type) -> Resource {

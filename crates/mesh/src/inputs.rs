@@ -11,7 +11,7 @@ use std::{
 
 use ambit_api::{
     AuthorizationPolicy, MeshConfig, PeerAuthentication,
-    mesh_config::{ExtensionProvider, Normalization, Percentage},
+    mesh_config::{ExtensionProvider, MissingWaypoint, Normalization, Percentage, WaypointGuard},
     request_authentication::KeySource,
 };
 use ambit_policy::{Options, PathNormalization, PolicyName, ProviderKind};
@@ -256,6 +256,10 @@ pub struct Settings {
     pub several_providers: bool,
     /// Ranges that keys for tokens may be fetched from although they aren't public, as written.
     pub key_ranges: Vec<String>,
+    /// What becomes of traffic for a waypoint that can't be had.
+    pub missing_waypoint: MissingWaypoint,
+    /// Whether what is bound to a waypoint is reachable only through it.
+    pub waypoint_guard: WaypointGuard,
 }
 
 /// A change to [`Inputs`].
@@ -436,6 +440,8 @@ impl Settings {
             path_normalization: spec.path_normalization.and_then(|paths| paths.normalization),
             several_providers: spec.multiple_custom_providers,
             key_ranges: spec.jwks_allowed_ranges,
+            missing_waypoint: spec.missing_waypoint,
+            waypoint_guard: spec.waypoint_guard,
             tracing_provider: tracing_provider.cloned(),
             sampled: tracing.unwrap_or_default().of_100_000(),
             providers: providers.map(|p| (p.name.clone(), kind(p.envoy_ext_authz_grpc.is_some()))).collect(),
@@ -483,6 +489,8 @@ impl Default for Settings {
             sampled: Percentage::default().of_100_000(),
             several_providers: false,
             key_ranges: Vec::new(),
+            missing_waypoint: MissingWaypoint::Deny,
+            waypoint_guard: WaypointGuard::Enforce,
         }
     }
 }

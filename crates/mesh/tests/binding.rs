@@ -261,3 +261,84 @@ fn only_the_word_off_opens_the_guard() {
     let (_, guard, _) = published(true, &[(USE, "w"), ("ambit.dev/waypoint-guard", "false")], TargetPort::Number(8080));
     assert_eq!(guard.len(), 1);
 }
+
+/// The hostname that clients of a Service are sent to, and whether its port is guarded, where its waypoint is missing (or not),
+/// the mesh, the Namespace and the Service saying these.
+fn said(
+    there: bool,
+    settings: impl FnOnce(&mut ambit_mesh::inputs::Settings),
+    ns: &[(&str, &str)],
+    own: &[(&str, &str)],
+) -> (Option<String>, bool) {
+    let mut mesh = ambit_mesh::inputs::Settings::default();
+    settings(&mut mesh);
+    let own: Vec<_> = [(USE, "w")].into_iter().chain(own.iter().copied()).collect();
+    let mut inputs = inputs([
+        Change::Settings(mesh),
+        namespace("a", &[ns, &[("istio.io/dataplane-mode", "ambient")]].concat()),
+        Change::Service(name("a/s"), Some(service("x", &own))),
+        Change::Pod(name("a/p"), Some(pod("uid", "x", 2))),
+    ]);
+    if there {
+        inputs.apply(Change::Gateway(name("a/w"), Some(gateway(&[], AllowedNamespaces::Same))));
+    }
+    let resources = derive(&inputs);
+    let (mut hostname, mut guarded) = (None, false);
+    for ((kind, _), resource) in &resources {
+        match (*kind == ADDRESS_TYPE).then(|| decode_address(resource)) {
+            Some(Type::Service(service)) if service.name == "s" => {
+                hostname = service.waypoint.and_then(|waypoint| match waypoint.destination {
+                    Some(Destination::Hostname(to)) => Some(to.hostname),
+                    _ => None,
+                });
+            }
+            Some(Type::Workload(workload)) => guarded = !workload.extensions.is_empty(),
+            _ => {}
+        }
+    }
+    (hostname, guarded)
+}
+
+#[test]
+fn a_missing_waypoint_is_bypassed_only_where_that_is_said() {
+    use ambit_api::mesh_config::MissingWaypoint;
+    let missing = "ambit.dev/missing-waypoint";
+    let refused = |what: &str, (hostname, guarded): (Option<String>, bool)| {
+        let hostname = hostname.unwrap_or_else(|| panic!("{what}: it goes direct"));
+        assert!(hostname.ends_with(".invalid") && guarded, "{what}: {hostname}");
+    };
+    let bypass = |settings: &mut ambit_mesh::inputs::Settings| settings.missing_waypoint = MissingWaypoint::Bypass;
+    refused("by default", said(false, |_| {}, &[], &[]));
+    refused("by the namespace", said(false, bypass, &[(missing, "deny")], &[]));
+    refused("a word that means nothing", said(false, bypass, &[(missing, "Bypass")], &[]));
+    refused("a Service has no say in it", said(false, |_| {}, &[], &[(missing, "bypass")]));
+    assert_eq!(said(false, bypass, &[], &[]), (None, false), "by the mesh");
+    assert_eq!(said(false, |_| {}, &[(missing, "bypass")], &[]), (None, false), "by the namespace");
+    // One that is there is never bypassed.
+    let (hostname, guarded) = said(true, bypass, &[(missing, "bypass")], &[]);
+    assert_eq!((hostname.as_deref(), guarded), (Some("w.a.svc.cluster.local"), true));
+}
+
+#[test]
+fn the_guard_is_off_only_where_that_is_said() {
+    use ambit_api::mesh_config::WaypointGuard;
+    let guard = "ambit.dev/waypoint-guard";
+    let off = |settings: &mut ambit_mesh::inputs::Settings| settings.waypoint_guard = WaypointGuard::Off;
+    let guarded = |settings: bool, ns: &[(&str, &str)], own: &[(&str, &str)]| {
+        let (hostname, guarded) = if settings { said(true, off, ns, own) } else { said(true, |_| {}, ns, own) };
+        assert_eq!(hostname.as_deref(), Some("w.a.svc.cluster.local"), "the waypoint is asked for all the same");
+        guarded
+    };
+    for (settings, ns, own, expected) in [
+        (false, &[][..], &[][..], true),
+        (true, &[], &[], false),
+        (true, &[(guard, "enforce")], &[], true),
+        (false, &[(guard, "off")], &[], false),
+        (false, &[(guard, "off")], &[(guard, "on")], true),
+        (true, &[], &[(guard, "on")], true),
+        (true, &[(guard, "OFF")], &[], true),
+        (false, &[], &[(guard, "off")], false),
+    ] {
+        assert_eq!(guarded(settings, ns, own), expected, "mesh off {settings}, namespace {ns:?}, Service {own:?}");
+    }
+}

@@ -15,11 +15,15 @@ const MAX_SUBDOMAIN_BYTES: usize = 253;
 const CLOSED_LABELS: &[(&str, &[&str])] = &[
     ("istio.io/dataplane-mode", &["ambient", "none"]),
     ("istio.io/waypoint-for", &["service", "workload", "all", "none"]),
-    (GUARD_LABEL, &["on", "off"]),
+    (GUARD_LABEL, &["on", "off", "enforce"]),
+    (MISSING_LABEL, &["deny", "bypass"]),
 ];
 
-/// Label of a Service that opens its ports to others than its waypoint.
+/// Label of a Service, pod or Namespace that opens ports to others than the waypoint.
 const GUARD_LABEL: &str = "ambit.dev/waypoint-guard";
+
+/// Label of a Namespace that says what becomes of traffic for waypoints which can't be had.
+const MISSING_LABEL: &str = "ambit.dev/missing-waypoint";
 
 /// Checks the object's name, namespace and labels.
 pub(super) fn check(check: &mut Check<'_>, resource: &Resource) {
@@ -42,13 +46,15 @@ pub(super) fn check(check: &mut Check<'_>, resource: &Resource) {
     }
     if let Some(labels) = resource.metadata().and_then(|metadata| metadata.labels.as_ref()) {
         check_labels(check, "metadata.labels", labels);
-        if labels.contains_key(GUARD_LABEL) && !matches!(resource, Resource::Service(_)) {
-            check.warning(
-                codes::BAD_MESH_LABEL,
-                &format!("metadata.labels[{GUARD_LABEL}]"),
-                format!("`{GUARD_LABEL}` does nothing on a {}", resource.kind()),
-                "put it on the Service",
-            );
+        let can_guard = matches!(resource, Resource::Service(_) | Resource::Pod(_) | Resource::Namespace(_));
+        let of_namespace = matches!(resource, Resource::Namespace(_));
+        let placed = [
+            (GUARD_LABEL, can_guard, "put it on the Service"),
+            (MISSING_LABEL, of_namespace, "put it on the Namespace"),
+        ];
+        for (label, _, help) in placed.into_iter().filter(|(label, can, _)| labels.contains_key(*label) && !can) {
+            let message = format!("`{label}` does nothing on a {}", resource.kind());
+            check.warning(codes::BAD_MESH_LABEL, &format!("metadata.labels[{label}]"), message, help);
         }
     }
 }

@@ -37,13 +37,17 @@ fn asked_by(binding: &Binding, namespace: &str, own: (ObjectRef, String)) -> (Ob
 }
 
 fn waypoint(inputs: &Inputs, name: &NamespacedName, service: &Service, found: &mut Found) {
-    let Some(binding) = binding::of_service(inputs, name, service) else { return };
+    let Some(binding) = binding::asked_by_service(inputs, name, service) else { return };
     let own = at("Service", name, label(USE_WAYPOINT));
     let what = format!("service `{name}`");
     problem(inputs, &binding, &what, asked_by(&binding, &name.namespace, own), &name.namespace, found);
+    if binding::of_service(inputs, name, service).is_none() {
+        return;
+    }
+    let is_open = binding::is_guard_off(inputs, &name.namespace, &service.labels);
     let selected = Inputs::in_namespace(&inputs.pods, &name.namespace).filter(|(_, pod)| service.selects(&pod.labels));
     // Nobody stands guard at a pod outside of the mesh: what its waypoint refuses could ask the pod itself.
-    let severity = if derive::is_guard_off(&service.labels) { Severity::Warning } else { Severity::Error };
+    let severity = if is_open { Severity::Warning } else { Severity::Error };
     for (pod_name, pod) in selected {
         if !derive::in_mesh(inputs, pod_name, pod) && pod.waypoint.is_none() {
             found.add(
@@ -59,16 +63,18 @@ fn waypoint(inputs: &Inputs, name: &NamespacedName, service: &Service, found: &m
             );
         }
     }
-    if derive::is_guard_off(&service.labels) {
+    if is_open {
+        let said = if service.labels.contains_key(WAYPOINT_GUARD) { WAYPOINT_GUARD } else { USE_WAYPOINT };
         found.add(
             Severity::Warning,
             codes::GUARD_OFF,
-            at("Service", name, label(WAYPOINT_GUARD)),
+            at("Service", name, label(said)),
             format!(
                 "service `{name}` is open: its pods answer anyone, not only waypoint `{}`",
                 binding.request.gateway
             ),
-            "remove the label to let only the waypoint reach its target ports",
+            "remove `ambit.dev/waypoint-guard: \"off\"` (here or on its namespace, or `waypointGuard` from the MeshConfig) to let \
+             only the waypoint reach its target ports",
         );
     }
 }
@@ -110,6 +116,10 @@ fn problem(
             format!("change the Gateway's label `{WAYPOINT_FOR}`, or name another waypoint"),
         ),
     };
+    if binding::bypasses(inputs, namespace) {
+        let message = format!("{message}; its traffic goes direct, past every policy at the waypoint");
+        return found.add(Severity::Warning, code, place, message, help);
+    }
     found.add(Severity::Error, code, place, message, help);
 }
 
@@ -144,7 +154,7 @@ fn pods(inputs: &Inputs, name: &NamespacedName, service: &Service, found: &mut F
     }
     let guards = |object: &Service, name| {
         binding::of_service(inputs, name, object)
-            .filter(|_| !derive::is_guard_off(&object.labels))
+            .filter(|_| !binding::is_guard_off(inputs, &name.namespace, &object.labels))
             .map(|b| b.request.gateway)
     };
     let own = guards(service, name);
@@ -190,22 +200,9 @@ fn namespaces(inputs: &Inputs, found: &mut Found) {
 /// Pods that ask for a waypoint for traffic addressed to themselves, which isn't carried that way yet.
 fn pod_waypoints(inputs: &Inputs, found: &mut Found) {
     for (name, pod) in &inputs.pods {
-        let Some(binding) = binding::of_pod(inputs, name, pod) else { continue };
-        let gateway = &binding.request.gateway;
+        let Some(binding) = binding::asked_by_pod(inputs, name, pod) else { continue };
         let own = at_pod(name, pod, &label(USE_WAYPOINT));
         let place = asked_by(&binding, &name.namespace, own);
-        let before = found.0.len();
         problem(inputs, &binding, &format!("pod `{name}`"), place, &name.namespace, found);
-        if found.0.len() == before {
-            found.add(
-                Severity::Warning,
-                codes::WAYPOINT_TRAFFIC,
-                at("Gateway", gateway, label(WAYPOINT_FOR)),
-                "traffic addressed to pods isn't carried through waypoints yet; bound pods refuse it, and answer only \
-                 what comes through this waypoint for a Service"
-                    .into(),
-                format!("use `{WAYPOINT_FOR}: service` to guard only the Services' target ports"),
-            );
-        }
     }
 }
