@@ -18,6 +18,7 @@ use std::{
 use ambit_control_plane::{
     authority::{self, Authority},
     kubernetes::{self, Source},
+    waypoints,
     webhook::{self, Registration},
 };
 use ambit_mesh::inputs;
@@ -127,6 +128,7 @@ async fn start(
     readiness.set(Part::Certificate, true);
     let bundle = as_bytes(ca.bundle(), tasks, stop);
     let monitor = operate::Monitor::new(pending.clone(), problem, leadership.clone());
+    tasks.spawn(waypoints::keep(client.clone(), leadership.clone(), waypoint_settings(settings), stop.clone()));
     tasks.spawn(operate::serve(listeners.monitoring, monitor, stop.clone()));
 
     // Reviews depend on the object alone, so they needn't wait for the mesh.
@@ -178,6 +180,18 @@ async fn open(
                 sleep(OPEN_AGAIN).await;
             }
         }
+    }
+}
+
+fn waypoint_settings(settings: &Settings) -> waypoints::Settings {
+    waypoints::Settings {
+        namespace: settings.pod_namespace.clone(),
+        revision: settings.revision.clone(),
+        cluster_id: settings.cluster_id.clone(),
+        cluster_domain: settings.cluster_domain.clone(),
+        trust_domain: settings.trust_domain.clone(),
+        image: settings.ambit_image.clone(),
+        image_pull_policy: settings.ambit_image_pull_policy.clone(),
     }
 }
 

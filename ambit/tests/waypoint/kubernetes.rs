@@ -17,9 +17,10 @@ use ambit_xds::{
     Endpoint, Roots, Token,
     ca::{CaClient, CaOptions},
 };
+use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, Client, Config,
-    api::{DynamicObject, GroupVersionKind, Patch, PatchParams},
+    api::{DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
     core::ApiResource,
 };
@@ -60,7 +61,8 @@ async fn the_example_holds_from_kubectl_to_the_waypoint() {
     let mut control = cluster.control_plane("control-plane-1");
     control.ready(cluster.ip).await;
     let (roots, collector) = (cluster.roots().await, "otel-collector");
-    let mut process = cluster.waypoint(&roots);
+    let pod = cluster.programmed(&control).await;
+    let mut process = cluster.waypoint(&roots, &pod);
     process.ready().await;
     let listener = TcpListener::bind((cluster.app_ip(), HBONE_PORT)).await.expect("the address is this test's");
     tokio::spawn(node_proxy(listener, cluster.certificates(&roots, "mlflow")));
@@ -117,13 +119,6 @@ impl Cluster {
             cluster.apply(&cluster.write(file, &text));
         }
         cluster.place("mlflow-1", "mlflow", cluster.app_ip(), &json!({"app": "mlflow"})).await;
-        let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": WAYPOINT, "namespace": NAMESPACE}});
-        cluster.apply(&cluster.write("account.json", &account.to_string()));
-        let labels = json!({
-            "gateway.networking.k8s.io/gateway-name": WAYPOINT,
-            "gateway.networking.k8s.io/gateway-class-name": "istio-waypoint",
-        });
-        cluster.place(&format!("{WAYPOINT}-1"), WAYPOINT, cluster.waypoint, &labels).await;
         cluster
     }
 
@@ -175,12 +170,63 @@ impl Cluster {
             },
         });
         self.apply(&self.write(&format!("{name}.json"), &pod.to_string()));
+        self.runs(name, ip).await;
+    }
+
+    /// Says of a pod that it runs and is ready, as its kubelet would.
+    async fn runs(&self, name: &str, ip: Ipv4Addr) {
         let status = json!({"status": {
             "phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}],
             "conditions": [{"type": "Ready", "status": "True"}],
         }});
-        let pods: Api<k8s_openapi::api::core::v1::Pod> = Api::namespaced(self.client.clone(), NAMESPACE);
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), NAMESPACE);
         pods.patch_status(name, &PatchParams::default(), &Patch::Merge(&status)).await.expect("the status is taken");
+    }
+
+    /// What the control plane makes for the Gateway, and the pod that a kubelet would make of that.
+    async fn programmed(&self, control: &ControlPlane) -> String {
+        let named = |kind: &str| self.server.json(&["get", kind, WAYPOINT, "-n", NAMESPACE, "-o", "json"]);
+        let deadline = Instant::now() + PATIENCE;
+        while ["serviceaccount", "deployment", "service"].into_iter().any(|kind| named(kind).is_err()) {
+            assert!(Instant::now() < deadline, "the waypoint isn't made");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let deployment = named("deployment").expect("it was there");
+        assert_eq!(deployment["spec"]["template"]["spec"]["containers"][0]["args"], json!(["waypoint"]));
+        let selector = format!("gateway.networking.k8s.io/gateway-name={WAYPOINT}");
+        let listed = || {
+            let pods = self.run(&["get", "pods", "-n", NAMESPACE, "-l", &selector, "-o", "name"]);
+            pods.lines().map(|pod| pod.trim_start_matches("pod/").to_owned()).next()
+        };
+        let pod = loop {
+            if let Some(pod) = listed() {
+                break pod;
+            }
+            assert!(Instant::now() < deadline, "no pod is made of the Deployment");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        };
+        let waits = |seconds: &str| {
+            let timeout = format!("--timeout={seconds}s");
+            self.server.run(&["wait", "gateway", WAYPOINT, "-n", NAMESPACE, "--for=condition=Programmed", &timeout])
+        };
+        waits("1").expect_err("nothing is ready yet");
+        let binding =
+            json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": pod}, "target": {"name": NODE}});
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), NAMESPACE);
+        let parameters = PostParams::default();
+        let bound = pods.create_subresource::<_, Value>("binding", &pod, &parameters, &binding);
+        bound.await.expect("it is bound");
+        self.runs(&pod, self.waypoint).await;
+        if let Err(error) = waits("30") {
+            panic!("{error}: {}\n{}", named("gateway").expect("it is there"), control.log());
+        }
+        let service = named("service").expect("it is there");
+        let gateway = named("gateway").expect("it is there");
+        let host = format!("{WAYPOINT}.{NAMESPACE}.svc.cluster.local");
+        let addresses = json!([
+            {"type": "IPAddress", "value": service["spec"]["clusterIP"]}, {"type": "Hostname", "value": host}]);
+        assert_eq!(gateway["status"]["addresses"], addresses);
+        pod
     }
 
     fn token(&self, account: &str, more: &[&str]) -> String {
@@ -216,8 +262,8 @@ impl Cluster {
         }
     }
 
-    fn waypoint(&self, roots: &str) -> Process {
-        let bound = ["--bound-object-kind=Pod", &format!("--bound-object-name={WAYPOINT}-1")];
+    fn waypoint(&self, roots: &str, pod: &str) -> Process {
+        let bound = ["--bound-object-kind=Pod", &format!("--bound-object-name={pod}")];
         let token = self.write("token", &self.token(WAYPOINT, &bound));
         let root = self.write("root.pem", roots).display().to_string();
         let address = format!("https://{}:15012", self.ip);
@@ -227,6 +273,7 @@ impl Cluster {
             ("XDS_ROOT_CA", root.clone()),
             ("CA_ROOT_CA", root),
             ("AUTH_TOKEN", token.display().to_string()),
+            ("POD_NAME", pod.to_owned()),
             ("POD_NAMESPACE", NAMESPACE.to_owned()),
         ];
         Process::start(self.waypoint, self.folder.path().join("waypoint.log"), &settings)

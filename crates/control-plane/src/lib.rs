@@ -14,4 +14,5 @@ pub mod kubernetes;
 pub mod limits;
 pub mod local;
 mod objects;
+pub mod waypoints;
 pub mod webhook;

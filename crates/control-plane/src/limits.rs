@@ -120,3 +120,16 @@ pub const MIN_WATCH_PAUSE: Duration = Duration::from_millis(200);
 pub const MAX_WATCH_PAUSE: Duration = Duration::from_secs(5);
 /// Pause before the API server is asked again for a kind that it didn't have.
 pub const DISCOVERY_PAUSE: Duration = Duration::from_secs(5);
+
+/// Gateways whose waypoints are made at one time.
+pub const MAX_CONCURRENT_WAYPOINTS: u16 = 8;
+/// Longest wait for one answer of the API server about a waypoint.
+pub const WAYPOINT_TIMEOUT: Duration = Duration::from_secs(10);
+/// First pause after a waypoint couldn't be made; it doubles up to [`MAX_WAYPOINT_PAUSE`].
+pub const MIN_WAYPOINT_PAUSE: Duration = Duration::from_millis(200);
+/// Longest such pause.
+pub const MAX_WAYPOINT_PAUSE: Duration = Duration::from_secs(60);
+/// Time between two looks at the class of waypoints.
+pub const CLASS_INTERVAL: Duration = Duration::from_secs(30);
+/// Longest name of a Service's port, in bytes (Kubernetes).
+pub const MAX_PORT_NAME_BYTES: usize = 63;
