@@ -120,7 +120,8 @@ async fn start(
         ..inputs::Settings::default()
     };
     let source = kubernetes::Settings { mesh, cluster_id: settings.cluster_id.clone() };
-    let Source { resources, directory, mut pending, tasks: watching } = kubernetes::start(&client, source, stop);
+    let Source { resources, directory, mut pending, teller, tasks: watching } =
+        kubernetes::start(&client, source, stop);
     join(tasks, watching);
     let authority = open(&client, directory, settings, readiness, stop).await;
     let Authority { ca, authorizer, certificate, leadership, problem, tasks: keeping } = authority;
@@ -128,6 +129,7 @@ async fn start(
     readiness.set(Part::Certificate, true);
     let bundle = as_bytes(ca.bundle(), tasks, stop);
     let monitor = operate::Monitor::new(pending.clone(), problem, leadership.clone());
+    tasks.spawn(teller.run(leadership.clone()));
     tasks.spawn(waypoints::keep(client.clone(), leadership.clone(), waypoint_settings(settings), stop.clone()));
     tasks.spawn(operate::serve(listeners.monitoring, monitor, stop.clone()));
 

@@ -38,6 +38,8 @@ use crate::{
 
 const TRACES: &str = "POST /v1/traces";
 const NODE: &str = "node";
+/// The condition of Services that ask for a waypoint.
+const BOUND: &str = "istio.io/WaypointBound";
 
 /// A cluster with the control plane, and the example in it.
 struct Cluster {
@@ -81,10 +83,28 @@ async fn the_example_holds_from_kubectl_to_the_waypoint() {
     // Another file of the example, and a Service that loses its waypoint and gets it back.
     cluster.apply(&Cluster::example("multiple-rules.yaml"));
     cluster.until(&uis, "kagenti-ui", "GET /", Some(200)).await;
+    cluster.told("authorizationpolicy", "mlflow-traces-from-otel", "WaypointAccepted", "Accepted").await;
+    cluster.told("service", "mlflow", BOUND, "WaypointAccepted").await;
+    // What others say of it stays.
+    let others = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "mlflow", "namespace": NAMESPACE},
+        "status": {"conditions": [{
+            "type": "example.org/Other", "status": "True", "reason": "Said", "message": "",
+            "lastTransitionTime": "2026-01-01T00:00:00Z",
+        }]},
+    });
+    let file = cluster.write("others.json", &others.to_string());
+    let as_other = ["--server-side", "--subresource=status", "--field-manager=other"];
+    cluster.run(&[&["apply", "-f", file.to_str().expect("text")], &as_other[..]].concat());
     cluster.run(&["label", "service", "mlflow", "-n", NAMESPACE, "istio.io/use-waypoint-"]);
     cluster.until(&uis, "kagenti-ui", "GET /", None).await;
+    cluster.told("authorizationpolicy", "mlflow-traces-from-otel", "WaypointAccepted", "AncestorNotBound").await;
+    cluster.told("service", "mlflow", BOUND, "").await;
+    cluster.told("service", "mlflow", "example.org/Other", "Said").await;
     cluster.run(&["label", "service", "mlflow", "-n", NAMESPACE, &format!("istio.io/use-waypoint={WAYPOINT}")]);
     cluster.until(&uis, "kagenti-ui", "GET /", Some(200)).await;
+    cluster.told("service", "mlflow", BOUND, "WaypointAccepted").await;
+    cluster.told("service", "mlflow", "example.org/Other", "Said").await;
 
     cluster.enforced_soon(&uis).await;
     cluster.without_an_api_server(&mut control, &collectors, &uis).await;
@@ -227,6 +247,25 @@ impl Cluster {
             {"type": "IPAddress", "value": service["spec"]["clusterIP"]}, {"type": "Hostname", "value": host}]);
         assert_eq!(gateway["status"]["addresses"], addresses);
         pod
+    }
+
+    /// Waits until an object has a condition with this reason; with an empty one, until it hasn't the condition.
+    async fn told(&self, kind: &str, name: &str, condition: &str, reason: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let object = self.server.json(&["get", kind, name, "-n", NAMESPACE, "-o", "json"]).expect("it is there");
+            let all = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
+            let found = all.iter().find(|found| found["type"] == condition);
+            let observed = found.map(|found| found["observedGeneration"].clone()).unwrap_or_default();
+            let is_current = kind == "service" || observed == object["metadata"]["generation"];
+            if found.map_or("", |found| found["reason"].as_str().unwrap_or_default()) == reason
+                && (found.is_none() || is_current)
+            {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{kind} {name}: {condition} isn't `{reason}`: {all:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     fn token(&self, account: &str, more: &[&str]) -> String {

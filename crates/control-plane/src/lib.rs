@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod authority;
+mod conditions;
 pub mod keys;
 pub mod kubernetes;
 pub mod limits;

@@ -133,3 +133,14 @@ pub const MAX_WAYPOINT_PAUSE: Duration = Duration::from_secs(60);
 pub const CLASS_INTERVAL: Duration = Duration::from_secs(30);
 /// Longest name of a Service's port, in bytes (Kubernetes).
 pub const MAX_PORT_NAME_BYTES: usize = 63;
+
+/// Conditions written at one time.
+pub const MAX_CONCURRENT_CONDITIONS: usize = 8;
+/// Longest wait for one answer of the API server about a condition.
+pub const CONDITION_TIMEOUT: Duration = Duration::from_secs(10);
+/// First pause after conditions couldn't be written; it doubles up to [`MAX_CONDITION_PAUSE`].
+pub const MIN_CONDITION_PAUSE: Duration = Duration::from_millis(250);
+/// Longest such pause.
+pub const MAX_CONDITION_PAUSE: Duration = Duration::from_secs(60);
+/// How long changes are gathered before conditions are looked at again.
+pub const CONDITIONS_GATHERED: Duration = Duration::from_millis(200);

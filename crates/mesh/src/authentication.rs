@@ -112,6 +112,12 @@ impl TokenRules {
         &self.object
     }
 
+    /// Why it can't be enforced, if it can't.
+    #[must_use]
+    pub fn rejection(&self) -> Option<&str> {
+        self.rejection.as_deref()
+    }
+
     /// Its references, with the field of each. The older single form counts only when the list is empty.
     pub fn references(&self) -> impl Iterator<Item = (String, &PolicyTargetReference)> {
         let spec = &self.object.spec;

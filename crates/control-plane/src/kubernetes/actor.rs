@@ -5,12 +5,16 @@ use std::{net::SocketAddr, pin::Pin, sync::Arc};
 use ambit_api::request_authentication::KeySource;
 use ambit_mesh::authentication::Fetched;
 use ambit_xds::{DeltaResponse, server::Resources};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, sleep_until},
+};
 
 use super::{kinds::Kind, state::State, watch::Event};
 use crate::{
+    conditions::Write,
     keys::{self, Inside, Wanted},
-    limits::MAX_OBJECTS_AT_ONCE,
+    limits::{CONDITIONS_GATHERED, MAX_OBJECTS_AT_ONCE},
 };
 
 pub(super) struct Actor {
@@ -22,6 +26,9 @@ pub(super) struct Actor {
     pub(super) wanted: watch::Sender<Wanted>,
     pub(super) resources: Arc<Resources>,
     pub(super) lacking: watch::Sender<Vec<&'static str>>,
+    pub(super) differing: watch::Sender<Arc<Vec<Write>>>,
+    /// Whether anybody will write conditions; else they needn't be computed.
+    pub(super) leads: watch::Receiver<bool>,
 }
 
 /// The pods behind a name and port of the mesh.
@@ -40,7 +47,15 @@ impl Actor {
     /// Runs until nothing is watched any more.
     pub(super) async fn run(mut self) {
         let mut events = Vec::new();
+        let mut look_at: Option<Instant> = None;
+        let mut leads = self.leads.clone();
         loop {
+            let look = async {
+                match look_at {
+                    Some(at) => sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 taken = self.events.recv_many(&mut events, MAX_OBJECTS_AT_ONCE) => {
                     if taken == 0 {
@@ -48,7 +63,15 @@ impl Actor {
                     }
                     let deltas = self.state.take(std::mem::take(&mut events));
                     self.tell(&deltas);
+                    look_at = look_at.or_else(|| Some(Instant::now() + CONDITIONS_GATHERED));
                 }
+                () = look => {
+                    look_at = None;
+                    if *leads.borrow() {
+                        self.differing.send_replace(Arc::new(self.state.differing()));
+                    }
+                }
+                Ok(()) = leads.changed() => look_at = Some(Instant::now()),
                 Some((source, fetched)) = self.found.recv() => {
                     if let Some(note) = keys::note(self.state.inputs(), &source, &fetched) {
                         tracing::info!("{note}");

@@ -13,6 +13,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     authority::PodFacts,
+    conditions::{About, Condition, OURS, Standing},
     objects::{authorization, gateway_of, labels, rules, service_port},
 };
 
@@ -33,6 +34,8 @@ const TEMPLATE_HASH: &str = "pod-template-hash";
 #[derive(Debug)]
 pub(super) struct Item {
     pub(super) name: NamespacedName,
+    /// What its status says, for kinds that are told something.
+    pub(super) about: About,
     pub(super) content: Content,
 }
 
@@ -61,14 +64,23 @@ pub(super) fn name_of(metadata: &ObjectMeta) -> NamespacedName {
 
 pub(super) fn namespace(object: &KubeNamespace) -> Item {
     let content = Content::Namespace(Namespace { labels: labels(Some(&object.metadata)) });
-    Item { name: name_of(&object.metadata), content }
+    Item { name: name_of(&object.metadata), about: About::default(), content }
 }
 
 /// Ports of other protocols than TCP aren't the mesh's to carry.
 pub(super) fn service(object: &KubeService) -> Item {
     let name = name_of(&object.metadata);
+    let standing = object.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    let standing = standing.filter_map(|stands| {
+        standing_of(&stands.type_, &stands.status, &stands.reason, &stands.message).map(|condition| Standing {
+            condition,
+            observed_generation: stands.observed_generation,
+            since: stands.last_transition_time.0.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+        })
+    });
+    let about = About { generation: object.metadata.generation, standing: standing.collect() };
     let Some(spec) = object.spec.as_ref().filter(|spec| spec.type_.as_deref() != Some("ExternalName")) else {
-        return Item { name, content: Content::Nothing };
+        return Item { name, about, content: Content::Nothing };
     };
     let first = spec.cluster_ip.iter();
     let all = spec.cluster_ips.as_ref().filter(|all| !all.is_empty());
@@ -82,7 +94,7 @@ pub(super) fn service(object: &KubeService) -> Item {
         // `None` is the address of one without.
         vips: written.into_iter().filter_map(|ip| ip.parse().ok()).collect(),
     });
-    Item { name, content }
+    Item { name, about, content }
 }
 
 pub(super) fn pod(object: &KubePod, cluster_id: &str) -> Item {
@@ -125,7 +137,7 @@ pub(super) fn pod(object: &KubePod, cluster_id: &str) -> Item {
         waypoint: is_waypoint.then_some(gateway),
         labels,
     });
-    Item { name, content: Content::Pod(Box::new((pod, facts))) }
+    Item { name, about: About::default(), content: Content::Pod(Box::new((pod, facts))) }
 }
 
 /// The controller of a pod: of a ReplicaSet the Deployment that made it.
@@ -151,13 +163,14 @@ fn named_ports(spec: &PodSpec) -> BTreeMap<String, u16> {
 /// An object of a custom kind, read and judged exactly as from a file.
 pub(super) fn custom(object: &DynamicObject, kind: &str, api_version: &str) -> Item {
     let name = name_of(&object.metadata);
+    let about = About { generation: object.metadata.generation, standing: standing(&object.data["status"]) };
     let Loaded { objects, malformed, diagnostics } = load_text("", &text(object, kind, api_version));
     let errors = || {
         let all: Vec<_> = diagnostics.iter().filter(|found| found.is_error()).map(Diagnostic::reason).collect();
         if all.is_empty() { "it can't be read".to_owned() } else { all.join("; ") }
     };
     let Some(read) = objects.into_iter().chain(malformed).next() else {
-        return Item { name, content: Content::Unreadable(errors()) };
+        return Item { name, about, content: Content::Unreadable(errors()) };
     };
     let rejection = read.rejection.as_deref();
     let content = match read.resource {
@@ -167,7 +180,28 @@ pub(super) fn custom(object: &DynamicObject, kind: &str, api_version: &str) -> I
         Resource::AuthorizationPolicy(policy) => Content::Rules(Box::new(authorization(*policy, rejection))),
         resource => rules(&resource, rejection).map_or(Content::Nothing, |change| Content::Rules(Box::new(change))),
     };
-    Item { name, content }
+    Item { name, about, content }
+}
+
+/// The conditions of ours in a status.
+fn standing(status: &Value) -> Vec<Standing> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let all = status["conditions"].as_array().into_iter().flatten();
+    let ours = all.filter_map(|stands| {
+        let [kind, status, reason, message] = ["type", "status", "reason", "message"].map(|field| text(&stands[field]));
+        Some(Standing {
+            condition: standing_of(&kind, &status, &reason, &message)?,
+            observed_generation: stands["observedGeneration"].as_i64(),
+            since: text(&stands["lastTransitionTime"]),
+        })
+    });
+    ours.collect()
+}
+
+/// A condition that stands; nothing if it isn't of a type of ours. What is neither true nor false is as wrong as false.
+fn standing_of(kind: &str, status: &str, reason: &str, message: &str) -> Option<Condition> {
+    let (kind, _) = OURS.into_iter().find(|(ours, _)| *ours == kind)?;
+    Some(Condition { kind, status: status == "True", reason: reason.to_owned(), message: message.to_owned() })
 }
 
 /// The object as a user would have written it: JSON is YAML. What only the API server keeps is left out.

@@ -2,6 +2,8 @@
 
 use ambit_mesh::inputs::{Change, Inputs, NamespacedName};
 
+use crate::conditions::Told;
+
 /// A kind that the mesh is made of. In the order in which what is read first is taken in: what others refer to comes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Kind {
@@ -93,6 +95,17 @@ impl Kind {
             Self::BackendTrafficPolicy => {
                 place("gateway.networking.x-k8s.io", &["v1alpha1"], "xbackendtrafficpolicies")
             }
+        }
+    }
+
+    /// Its objects are told something, under this name.
+    pub(super) fn told(self) -> Option<Told> {
+        match self {
+            Self::Service => Some(Told::Service),
+            Self::AuthorizationPolicy => Some(Told::AuthorizationPolicy),
+            Self::RequestAuthentication => Some(Told::RequestAuthentication),
+            Self::PeerAuthentication => Some(Told::PeerAuthentication),
+            _ => None,
         }
     }
 

@@ -15,7 +15,7 @@ mod watch;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use ambit_mesh::inputs;
 use ambit_xds::server::Resources;
@@ -29,6 +29,8 @@ use tokio_util::sync::CancellationToken;
 pub use self::directory::Directory;
 use self::{actor::Actor, kinds::Kind, state::State};
 use crate::{
+    authority::Leadership,
+    conditions::{self, Write},
     keys::{self, OwnNetwork, Trust, Wanted, Ways},
     limits::{MAX_QUEUED_KEYS, MAX_QUEUED_OBJECTS},
 };
@@ -51,8 +53,19 @@ pub struct Source {
     pub directory: Arc<Directory>,
     /// The kinds that haven't been listed yet; none once there is something to serve.
     pub pending: channel::Receiver<Vec<&'static str>>,
+    /// Tells objects what became of them, once it is known which replica writes.
+    pub teller: Teller,
     /// Await it after `stop`.
     pub tasks: JoinSet<()>,
+}
+
+/// Tells objects what became of them: status conditions.
+pub struct Teller {
+    client: Client,
+    differences: channel::Receiver<Arc<Vec<Write>>>,
+    /// Whether conditions are wanted at all.
+    writes: channel::Sender<bool>,
+    stop: CancellationToken,
 }
 
 /// Starts to watch, until `stop`.
@@ -74,9 +87,50 @@ pub fn start(client: &Client, settings: Settings, stop: &CancellationToken) -> S
     let directory = Arc::new(Directory::default());
     let (lacking, pending) = channel::channel(Kind::ALL.iter().map(|kind| kind.name()).collect());
     let state = State::new(settings.mesh, Arc::clone(&directory));
-    let actor = Actor { state, events: received, asked, found, wanted, resources: Arc::clone(&resources), lacking };
+    let (differing, differences) = channel::channel(Arc::default());
+    let (writes, leads) = channel::channel(false);
+    let actor = Actor {
+        state,
+        events: received,
+        asked,
+        found,
+        wanted,
+        resources: Arc::clone(&resources),
+        lacking,
+        differing,
+        leads,
+    };
     tasks.spawn(until(stop.clone(), actor.run()));
-    Source { resources, directory, pending, tasks }
+    let teller = Teller { client: client.clone(), differences, writes, stop: stop.clone() };
+    Source { resources, directory, pending, teller, tasks }
+}
+
+// === impl Teller ===
+
+impl Teller {
+    /// Writes conditions while this replica leads, until the source ends.
+    pub async fn run(self, leadership: Leadership) {
+        let Self { client, differences, writes, stop } = self;
+        let mut leads = leadership.changed();
+        let follow = async {
+            loop {
+                writes.send_replace(*leads.borrow_and_update());
+                if leads.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            () = conditions::keep(client, leadership, differences, stop) => {}
+            () = follow => {}
+        }
+    }
+}
+
+impl fmt::Debug for Teller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Teller").field("differences", &self.differences.borrow().len()).finish_non_exhaustive()
+    }
 }
 
 async fn until(stop: CancellationToken, task: impl Future<Output = ()>) {

@@ -20,7 +20,10 @@ use super::{
     kinds::Kind,
     watch::Event,
 };
-use crate::keys;
+use crate::{
+    conditions::{self, About, Subject, Write},
+    keys,
+};
 
 /// The mesh, without anything that does IO.
 #[derive(Debug)]
@@ -32,6 +35,8 @@ pub(super) struct State {
     directory: Arc<Directory>,
     /// What has been told of each kind until every one has been listed, so that all of it is taken in at once; nothing after.
     waiting: Option<BTreeMap<Kind, BTreeMap<NamespacedName, Item>>>,
+    /// Generations and conditions of the objects that are told something.
+    abouts: BTreeMap<Subject, About>,
     /// Moves when pods have come or gone, or become ready or not.
     moved: u64,
 }
@@ -46,6 +51,7 @@ impl State {
             configs: BTreeMap::new(),
             directory,
             waiting: Some(BTreeMap::new()),
+            abouts: BTreeMap::new(),
             moved: 0,
         }
     }
@@ -98,6 +104,14 @@ impl State {
         all.into_iter().map(|(kind, items)| Event::All(kind, items.into_values().collect())).collect()
     }
 
+    /// What differs between what objects should be told and what stands there; nothing before all is known.
+    pub(super) fn differing(&self) -> Vec<Write> {
+        if self.waiting.is_some() {
+            return Vec::new();
+        }
+        conditions::differences(&conditions::wanted(self.index.inputs()), &self.abouts)
+    }
+
     /// Takes fetched keys in.
     pub(super) fn take_keys(&mut self, source: KeySource, fetched: Fetched) -> Vec<DeltaResponse> {
         let changes = keys::changes(self.index.inputs(), source, fetched);
@@ -125,8 +139,12 @@ impl State {
     }
 
     fn item(&mut self, kind: Kind, item: Item, changes: &mut Vec<Change>) {
-        let Item { name, content } = item;
+        let Item { name, about, content } = item;
+        if let Some(told) = kind.told() {
+            self.abouts.insert((told, name.clone()), about);
+        }
         match content {
+            // It may have been something before.
             Content::Nothing => self.gone(kind, name, changes),
             Content::Unreadable(reason) => {
                 tracing::error!(kind = kind.name(), %name, %reason, "an object isn't taken up; what it said before holds");
@@ -149,6 +167,9 @@ impl State {
     }
 
     fn gone(&mut self, kind: Kind, name: NamespacedName, changes: &mut Vec<Change>) {
+        if let Some(told) = kind.told() {
+            self.abouts.remove(&(told, name.clone()));
+        }
         match kind {
             Kind::MeshConfig => {
                 self.configs.remove(&name.name);
