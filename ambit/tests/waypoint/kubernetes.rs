@@ -208,7 +208,7 @@ impl Cluster {
         let named = |kind: &str| self.server.json(&["get", kind, WAYPOINT, "-n", NAMESPACE, "-o", "json"]);
         let deadline = Instant::now() + PATIENCE;
         while ["serviceaccount", "deployment", "service"].into_iter().any(|kind| named(kind).is_err()) {
-            assert!(Instant::now() < deadline, "the waypoint isn't made");
+            assert!(Instant::now() < deadline, "the waypoint isn't made: {}", control.log());
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         let deployment = named("deployment").expect("it was there");
@@ -273,12 +273,25 @@ impl Cluster {
         self.run(&[&asked[..], more].concat()).trim().to_owned()
     }
 
+    /// Credentials of the account that the installation made for the control plane, with its rights and no others.
+    fn own_account(&self, name: &str) -> PathBuf {
+        let token = self.run(&["create", "token", "ambit-control-plane", "-n", "istio-system", "--duration=1h"]);
+        let config = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "own",
+            "clusters": [{"name": "own", "cluster": {
+                "server": self.server.url(), "certificate-authority": self.server.authority()}}],
+            "users": [{"name": "own", "user": {"token": token.trim()}}],
+            "contexts": [{"name": "own", "context": {"cluster": "own", "user": "own"}}],
+        });
+        self.write(&format!("{name}.kubeconfig"), &config.to_string())
+    }
+
     fn control_plane(&self, name: &str) -> ControlPlane {
         let log = self.folder.path().join(format!("{name}.log"));
         let output = OpenOptions::new().create(true).append(true).open(&log).expect("a log");
         let mut command = Command::new(env!("CARGO_BIN_EXE_ambit"));
         command.arg("control-plane").env_clear().current_dir("/").envs([
-            ("KUBECONFIG", self.server.kubeconfig().display().to_string()),
+            ("KUBECONFIG", self.own_account(name).display().to_string()),
             ("POD_NAME", name.to_owned()),
             ("AMBIT_LISTEN_ADDRESS", self.ip.to_string()),
             ("AMBIT_SERVER_NAMES", self.ip.to_string()),

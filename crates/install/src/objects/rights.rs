@@ -72,6 +72,8 @@ fn wide_rules(words: &Words) -> Vec<Value> {
         ),
         rule(&["ambit.dev"], &["meshconfigs/status", "trafficpolicies/status"], &write_status),
         rule(&["gateway.networking.k8s.io"], &["gatewayclasses"], &["create", "patch"]),
+        // Which controller looks after a Gateway stands in its annotations.
+        rule(&["gateway.networking.k8s.io"], &["gateways"], &["patch"]),
         // Waypoints, in the namespaces of their Gateways.
         rule(&[""], &["serviceaccounts", "services"], &["create", "patch", "update", "delete"]),
         rule(&["apps"], &["deployments"], &manage),
