@@ -71,6 +71,16 @@ pub fn waypoint(arguments: &[&str]) -> Result<(), String> {
     crate::run(&mut command)
 }
 
+/// Measures what a mesh costs the control plane, and writes `target/bench/control-plane.json`.
+///
+/// # Errors
+/// When building or running fails. A figure past its bar is printed as such and is no error: times are noisy.
+pub fn control_plane(arguments: &[&str]) -> Result<(), String> {
+    crate::cargo(&["build", "--release", "--locked", "--package", "ambit-bench-control-plane"])?;
+    let out = crate::root().join("target/bench");
+    crate::run(Command::new(built("release", "ambit-bench-control-plane")?).arg(out).args(arguments))
+}
+
 /// Prints what bytes, exchanges and handshakes cost on this processor at least.
 ///
 /// # Errors

@@ -32,6 +32,8 @@ commands:
                   compare callgrind's instruction counts with bench/instructions.json, or record them
   bench ztunnel [--against PATH] [--rounds N] [--seconds S] [--patience S] [--phases P,...]
                   measure the node proxy, in turn with a real ztunnel; writes target/bench/ztunnel.json
+  bench control-plane [--quick]
+                  measure what a mesh of up to 100,000 workloads costs; writes target/bench/control-plane.json
   bench waypoint [--against envoy] [--quick] [--rounds N] [--seconds S] [--patience S] [--rows FILTER,...]
                   measure the waypoint, in turn with a real Envoy (needs Python); writes target/bench/waypoint.json
   bench costs     measure what bytes, exchanges and handshakes cost here at least; writes target/bench/costs.json
@@ -63,6 +65,7 @@ fn main() -> ExitCode {
         ["bench", "instructions", "--record"] => bench::instructions(true),
         ["bench", "ztunnel", arguments @ ..] => bench::ztunnel(arguments),
         ["bench", "waypoint", arguments @ ..] => bench::waypoint(arguments),
+        ["bench", "control-plane", arguments @ ..] => bench::control_plane(arguments),
         ["bench", "costs"] => bench::costs(),
         ["interop", "ztunnel", arguments @ ..] => interop::ztunnel(arguments),
         ["soak", "ztunnel", arguments @ ..] => soak::ztunnel(arguments),

@@ -2,7 +2,7 @@
 //! say and what the command line shows all come from [`attachment`] and [`EnforcementPoint::enforces`].
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
     sync::Arc,
 };
@@ -109,6 +109,17 @@ pub enum Via {
 pub struct Policies {
     all: BTreeMap<NamespacedName, Policy>,
     by_target: BTreeMap<Target, BTreeSet<NamespacedName>>,
+    /// Those of each namespace that pods have, so that a pod's are found without looking at all.
+    for_pods: BTreeMap<Arc<str>, ForPods>,
+}
+
+/// The policies of a namespace that are attached to pods.
+#[derive(Clone, Debug, Default)]
+struct ForPods {
+    /// To all of them.
+    all: BTreeSet<NamespacedName>,
+    /// To those with labels, by one of these: key, then value.
+    by_label: HashMap<String, HashMap<String, BTreeSet<NamespacedName>>>,
 }
 
 /// What a policy is attached to.
@@ -261,20 +272,15 @@ impl Policies {
                 let names = targets.iter().filter_map(|target| self.by_target.get(target)).flatten();
                 names.filter_map(|name| Some((name, self.all.get(name)?))).collect()
             }
-            EnforcementPoint::NodeProxy { namespace, .. } => {
-                let namespaces = BTreeSet::from([*namespace, root_namespace]);
-                namespaces.into_iter().flat_map(|namespace| self.of_namespace(namespace)).collect()
+            EnforcementPoint::NodeProxy { namespace, labels } => {
+                let root = (*namespace != root_namespace).then_some(root_namespace);
+                let groups = [Some(*namespace), root].into_iter().flatten().filter_map(|name| self.for_pods.get(name));
+                let names = groups.flat_map(|group| group.candidates(labels));
+                names.filter_map(|name| Some((name, self.all.get(name)?))).collect()
             }
         };
         let enforced = |policy: &'_ Policy| point.enforces(policy.get(), root_namespace);
         candidates.into_values().filter_map(|policy| enforced(policy).map(|via| (policy, via))).collect()
-    }
-
-    /// Those of one namespace.
-    fn of_namespace(&self, namespace: &str) -> impl Iterator<Item = (&NamespacedName, &Policy)> {
-        let namespace: Arc<str> = namespace.into();
-        let first = NamespacedName { namespace: Arc::clone(&namespace), name: "".into() };
-        self.all.range(first..).take_while(move |(key, _)| key.namespace == namespace)
     }
 
     pub(crate) fn put(&mut self, name: NamespacedName, policy: Option<Policy>) {
@@ -287,14 +293,67 @@ impl Policies {
                     }
                 }
             }
+            if let Some(group) = self.for_pods.get_mut(&name.namespace) {
+                group.remove(&name, old.get());
+                if group.is_empty() {
+                    self.for_pods.remove(&name.namespace);
+                }
+            }
         }
         if let Some(policy) = policy {
+            if references(policy.get()).next().is_none() {
+                self.for_pods.entry(Arc::clone(&name.namespace)).or_default().insert(&name, policy.get());
+            }
             for target in targets(&policy) {
                 self.by_target.entry(target).or_default().insert(name.clone());
             }
             self.all.insert(name, policy);
         }
     }
+}
+
+// === impl ForPods ===
+
+impl ForPods {
+    /// Those that may be attached to a pod with these labels.
+    fn candidates<'a>(&'a self, labels: &'a Labels) -> impl Iterator<Item = &'a NamespacedName> {
+        let selecting = labels.iter().filter_map(|(key, value)| self.by_label.get(key)?.get(value));
+        self.all.iter().chain(selecting.flatten())
+    }
+
+    fn insert(&mut self, name: &NamespacedName, policy: &AuthorizationPolicy) {
+        let names = match selected(policy) {
+            None => &mut self.all,
+            Some((key, value)) => self.by_label.entry(key.clone()).or_default().entry(value.clone()).or_default(),
+        };
+        names.insert(name.clone());
+    }
+
+    fn remove(&mut self, name: &NamespacedName, policy: &AuthorizationPolicy) {
+        let Some((key, value)) = selected(policy) else {
+            self.all.remove(name);
+            return;
+        };
+        let Some(values) = self.by_label.get_mut(key) else { return };
+        if let Some(names) = values.get_mut(value) {
+            names.remove(name);
+            if names.is_empty() {
+                values.remove(value);
+            }
+        }
+        if values.is_empty() {
+            self.by_label.remove(key);
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.all.is_empty() && self.by_label.is_empty()
+    }
+}
+
+/// A label that a policy's pods have; nothing if it selects all.
+fn selected(policy: &AuthorizationPolicy) -> Option<(&String, &String)> {
+    policy.spec.selector.as_ref().and_then(|selector| selector.match_labels.iter().next())
 }
 
 /// What a policy's references name.

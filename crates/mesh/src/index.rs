@@ -2,7 +2,7 @@
 //!
 //! INVARIANT: after any sequence of changes, the resources are those that a derivation from scratch gives.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use ambit_xds::{ADDRESS_TYPE, AUTHORIZATION_TYPE, DeltaResponse, MESH_TYPE, Resource, WAYPOINT_TYPE};
 
@@ -31,7 +31,7 @@ pub struct Index {
 /// What changes have touched.
 #[derive(Debug, Default)]
 struct Dirty {
-    /// A Namespace, Gateway or PeerAuthentication or the settings changed; these are few and reach far.
+    /// A Gateway or PeerAuthentication or the settings changed; these are few and reach far.
     everything: bool,
     policies: BTreeSet<NamespacedName>,
     bundles: BTreeSet<NamespacedName>,
@@ -144,6 +144,7 @@ impl Index {
 /// Which object a change is about.
 enum Key {
     Elsewhere,
+    Namespace(Arc<str>),
     Service(NamespacedName),
     Policy(NamespacedName),
     Route(RouteKey),
@@ -159,6 +160,7 @@ enum Key {
 impl Key {
     fn of(change: &Change) -> Self {
         match change {
+            Change::Namespace(name, _) => Self::Namespace(Arc::clone(name)),
             Change::Service(name, _) => Self::Service(name.clone()),
             Change::Policy(name, _) => Self::Policy(name.clone()),
             Change::Route(name, _) => Self::Route(name.clone()),
@@ -178,9 +180,8 @@ impl Dirty {
     /// Marks what the object, as it is before the change, has an effect on.
     fn mark(&mut self, inputs: &Inputs, change: &Change) {
         match change {
-            Change::Namespace(..) | Change::Gateway(..) | Change::PeerAuthentication(..) | Change::Settings(_) => {
-                self.everything = true;
-            }
+            Change::Gateway(..) | Change::PeerAuthentication(..) | Change::Settings(_) => self.everything = true,
+            Change::Namespace(name, _) => self.mark_present(inputs, &Key::Namespace(Arc::clone(name))),
             Change::ServiceAccount(..) => {}
             Change::Service(name, _) => self.mark_present(inputs, &Key::Service(name.clone())),
             Change::Policy(name, _) => self.mark_present(inputs, &Key::Policy(name.clone())),
@@ -203,6 +204,7 @@ impl Dirty {
     fn mark_present(&mut self, inputs: &Inputs, key: &Key) {
         match key {
             Key::Elsewhere => {}
+            Key::Namespace(name) => self.mark_namespace(inputs, name),
             Key::Service(name) => {
                 self.services.insert(name.clone());
                 if let Some(service) = inputs.services.get(name) {
@@ -239,6 +241,15 @@ impl Dirty {
                 services.for_each(|service| self.mark_target(inputs, Target::Service(service)));
             }
         }
+    }
+
+    /// All that is in a namespace: its labels speak for what is in it, and for nothing else.
+    fn mark_namespace(&mut self, inputs: &Inputs, namespace: &str) {
+        for (name, service) in Inputs::in_namespace(&inputs.services, namespace) {
+            self.services.insert(name.clone());
+            self.mark_service(inputs, name, service);
+        }
+        self.pods.extend(Inputs::in_namespace(&inputs.pods, namespace).map(|(name, _)| name.clone()));
     }
 
     fn mark_route(&mut self, inputs: &Inputs, route: &Route) {
@@ -307,7 +318,12 @@ impl Dirty {
                 let point = EnforcementPoint::NodeProxy { namespace: &name.namespace, labels: &pod.labels };
                 point.enforces(policy, &inputs.settings.root_namespace).is_some()
             };
-            self.pods.extend(inputs.pods.iter().filter(selected).map(|(name, _)| name.clone()));
+            if policy.namespace == inputs.settings.root_namespace {
+                self.pods.extend(inputs.pods.iter().filter(selected).map(|(name, _)| name.clone()));
+            } else {
+                let pods = Inputs::in_namespace(&inputs.pods, &policy.namespace);
+                self.pods.extend(pods.filter(selected).map(|(name, _)| name.clone()));
+            }
         }
     }
 }

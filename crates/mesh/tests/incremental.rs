@@ -19,7 +19,7 @@ use ambit_mesh::{
     authentication::TokenRules,
     derive::{Resources, derive},
     destinations,
-    inputs::{AllowedNamespaces, Change, NamespacedName, Settings, TargetPort},
+    inputs::{AllowedNamespaces, Change, LabelSelector, NamespacedName, Settings, TargetPort},
     retry_budgets::RetryPolicy,
     traffic::TrafficRules,
 };
@@ -29,12 +29,14 @@ use proptest::prelude::*;
 use support::{gateway, name, namespace, pod, policy, port, put, selecting, service, targeting};
 
 const NAMESPACES: [&str; 3] = ["a", "b", "istio-system"];
-const WAYPOINT_LABELS: [&[(&str, &str)]; 5] = [
+const WAYPOINT_LABELS: [&[(&str, &str)]; 7] = [
     &[],
     &[("istio.io/use-waypoint", "w1")],
     &[("istio.io/use-waypoint", "w2"), ("istio.io/use-waypoint-namespace", "a")],
     &[("istio.io/use-waypoint", "none")],
     &[("istio.io/use-waypoint", "w1"), ("ambit.dev/waypoint-guard", "off")],
+    &[("istio.io/use-waypoint", "w2"), ("ambit.dev/missing-waypoint", "bypass")],
+    &[("ambit.dev/missing-waypoint", "bypass"), ("ambit.dev/waypoint-guard", "off")],
 ];
 
 fn any_name(names: &'static [&'static str]) -> impl Strategy<Value = NamespacedName> {
@@ -79,6 +81,9 @@ fn any_pod() -> impl Strategy<Value = Change> {
             let last = u8::try_from(last).unwrap_or(0) + u8::from(&*name.name == "p2");
             object.ip = has_ip.then_some([10, 244, 0, last].into());
             object.ready = ready;
+            if ready {
+                object.labels.insert("version".to_owned(), "v1".to_owned());
+            }
             object.named_ports = BTreeMap::from([("http".to_owned(), 9090)]);
             object.waypoint = (waypoint && &*name.name == "p2").then(|| "w1".to_owned());
             Change::Pod(name, present.then_some(object))
@@ -88,7 +93,12 @@ fn any_pod() -> impl Strategy<Value = Change> {
 
 fn any_gateway() -> impl Strategy<Value = Change> {
     let traffic = prop::option::of(prop::sample::select(&["service", "all", "workload", "odd"][..]));
-    let allowed = prop::sample::select(vec![AllowedNamespaces::Same, AllowedNamespaces::All, AllowedNamespaces::None]);
+    let labelled = AllowedNamespaces::Selector(LabelSelector {
+        match_labels: support::labels(&[("istio.io/dataplane-mode", "ambient")]),
+        ..LabelSelector::default()
+    });
+    let allowed = [AllowedNamespaces::Same, AllowedNamespaces::All, AllowedNamespaces::None, labelled];
+    let allowed = prop::sample::select(allowed.to_vec());
     (any_name(&["w1", "w2"]), traffic, allowed, any::<bool>(), prop::bool::weighted(0.8)).prop_map(
         |(name, traffic, allowed, waypoint, present)| {
             let pairs: Vec<_> = traffic.map(|value| ("istio.io/waypoint-for", value)).into_iter().collect();
@@ -104,7 +114,7 @@ fn any_gateway() -> impl Strategy<Value = Change> {
 fn any_policy() -> impl Strategy<Value = Change> {
     let action = prop::sample::select(vec![Action::Allow, Action::Deny, Action::Audit]);
     let path = prop::option::of(prop::sample::select(&["/v1", "/v2/*"][..]));
-    (any_name(&["q1", "q2"]), 0..6usize, action, path, prop::bool::weighted(0.8)).prop_map(
+    (any_name(&["q1", "q2"]), 0..8usize, action, path, prop::bool::weighted(0.8)).prop_map(
         |(name, shape, action, path, present)| {
             let base = policy(&name.to_string(), action, Some("cluster.local/ns/a/sa/c"), path);
             let gateway_group = "gateway.networking.k8s.io";
@@ -114,6 +124,8 @@ fn any_policy() -> impl Strategy<Value = Change> {
                 2 => targeting(base, "", "Service", "s1"),
                 3 => targeting(targeting(base, "core", "Service", "s2"), gateway_group, "Gateway", "w1"),
                 4 => targeting(base, gateway_group, "GatewayClass", "istio-waypoint"),
+                5 => selecting(base, &[("app", "y"), ("version", "v1")]),
+                6 => selecting(base, &[("version", "v1")]),
                 _ => selecting(base, &[]),
             };
             if present { put(object) } else { Change::Policy(name, None) }
