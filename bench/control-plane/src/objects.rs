@@ -44,11 +44,11 @@ fn labels(pairs: &[(&str, &str)]) -> Labels {
     pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
 }
 
-/// A namespace; with a label more, or without.
-pub fn namespace(index: usize, more: bool) -> Change {
+/// A namespace; its Services may ask for a waypoint that isn't there, which all of them and their pods are told.
+pub fn namespace(index: usize, asks: bool) -> Change {
     let mut labels = labels(&[("istio.io/dataplane-mode", "ambient")]);
-    if more {
-        labels.insert("team".to_owned(), "other".to_owned());
+    if asks {
+        labels.insert("istio.io/use-waypoint".to_owned(), "gone".to_owned());
     }
     Change::Namespace(space(index).into(), Some(Namespace { labels }))
 }
