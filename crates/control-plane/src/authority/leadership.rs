@@ -11,6 +11,7 @@ use std::{
 };
 
 use ambit_identity::Clock;
+use futures_util::{Stream, stream};
 use k8s_openapi::{api::coordination::v1::Lease, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube::{Api, Client, api::PostParams};
 use tokio::{
@@ -105,6 +106,18 @@ impl Leadership {
     pub fn is_leader(&self) -> bool {
         // Asked of the clock, so that a process that stood still doesn't go on writing.
         self.shared.leads()
+    }
+
+    /// Told whenever this replica starts to lead: what was left to others until then is to be looked at.
+    pub fn gained(&self) -> impl Stream<Item = ()> + Send + use<> {
+        stream::unfold(self.leads.clone(), |mut leads| async move {
+            loop {
+                leads.changed().await.ok()?;
+                if *leads.borrow_and_update() {
+                    return Some(((), leads));
+                }
+            }
+        })
     }
 
     /// Tells when that changes. Whoever is told `true` still asks [`is_leader`](Self::is_leader) before each write.

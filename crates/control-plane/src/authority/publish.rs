@@ -84,7 +84,7 @@ pub async fn run(client: Client, leadership: Leadership, publication: Publicatio
     let namespaces = Api::<NamespaceMeta>::all(client.clone());
     let copies = Api::<PartialObjectMeta<ConfigMap>>::all(client.clone());
     let named = watcher::Config::default().fields(&format!("metadata.name={}", publication.name));
-    let anew = stream::select(publication.changes(), became_leader(leadership.changed()));
+    let anew = stream::select(publication.changes(), leadership.gained());
     let writer = Writer { client, leadership, publication, failures: Mutex::default() };
     Controller::new(namespaces, watcher::Config::default())
         .with_config(Config::default().concurrency(MAX_CONCURRENT_CONFIG_MAPS))
@@ -102,18 +102,6 @@ pub async fn run(client: Client, leadership: Leadership, publication: Publicatio
             }
         })
         .await;
-}
-
-/// Told now and whenever this replica starts to lead.
-fn became_leader(leads: watch::Receiver<bool>) -> impl Stream<Item = ()> + Send + 'static {
-    stream::unfold(leads, |mut leads| async move {
-        loop {
-            leads.changed().await.ok()?;
-            if *leads.borrow_and_update() {
-                return Some(((), leads));
-            }
-        }
-    })
 }
 
 // === impl Publication ===

@@ -212,6 +212,10 @@ fn text(object: &DynamicObject, kind: &str, api_version: &str) -> String {
     if let Some(namespace) = &metadata.namespace {
         kept.insert("namespace".to_owned(), json!(namespace));
     }
+    if let Some(created) = &metadata.creation_timestamp {
+        // Of several that say different things the oldest counts.
+        kept.insert("creationTimestamp".to_owned(), json!(created));
+    }
     for (field, value) in [("annotations", &metadata.annotations), ("labels", &metadata.labels)] {
         if let Some(value) = value {
             kept.insert(field.to_owned(), json!(value));

@@ -6,7 +6,11 @@ use std::{
     sync::Arc,
 };
 
-use ambit_api::{MeshConfig, request_authentication::KeySource};
+use ambit_api::{
+    MeshConfig, PeerAuthentication,
+    peer_authentication::{Mode, MutualTls, PeerAuthenticationSpec},
+    request_authentication::KeySource,
+};
 use ambit_mesh::{
     Index,
     authentication::Fetched,
@@ -92,9 +96,13 @@ impl State {
                     let items = items.into_iter().map(|item| (item.name.clone(), item)).collect();
                     waiting.insert(kind, items);
                 }
-                // Nothing comes of a kind before its first list.
-                Event::Applied(kind, item) => drop(waiting.entry(kind).or_default().insert(item.name.clone(), item)),
-                Event::Deleted(kind, name) => drop(waiting.entry(kind).or_default().remove(&name)),
+                // What comes of a kind before its first list will be in it, and mustn't pass for one.
+                Event::Applied(kind, item) => {
+                    waiting.get_mut(&kind).map(|items| items.insert(item.name.clone(), item));
+                }
+                Event::Deleted(kind, name) => {
+                    waiting.get_mut(&kind).map(|items| items.remove(&name));
+                }
             }
         }
         if waiting.len() < Kind::ALL.len() {
@@ -148,6 +156,11 @@ impl State {
             Content::Nothing => self.gone(kind, name, changes),
             Content::Unreadable(reason) => {
                 tracing::error!(kind = kind.name(), %name, %reason, "an object isn't taken up; what it said before holds");
+                let is_new = !self.index.inputs().peer_authentications.contains_key(&name);
+                if kind == Kind::PeerAuthentication && is_new {
+                    // Whatever it asks for, it isn't that its pods take plain text.
+                    changes.push(Change::PeerAuthentication(name.clone(), Some(strict(&name))));
+                }
             }
             Content::Namespace(namespace) => changes.push(Change::Namespace(name.name, Some(namespace))),
             Content::Service(service) => changes.push(Change::Service(name, Some(service))),
@@ -228,6 +241,17 @@ impl State {
             Change::Gateway(name, _) => Some(name),
             _ => None,
         }
+    }
+}
+
+/// Mutual TLS for a whole namespace.
+fn strict(name: &NamespacedName) -> PeerAuthentication {
+    let mtls = Some(MutualTls { mode: Mode::Strict });
+    PeerAuthentication {
+        namespace: name.namespace.to_string(),
+        name: name.name.to_string(),
+        created: None,
+        spec: PeerAuthenticationSpec { mtls, ..PeerAuthenticationSpec::default() },
     }
 }
 

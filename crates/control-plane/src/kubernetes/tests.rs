@@ -187,12 +187,43 @@ fn what_cant_be_read_takes_nothing_away() {
     let deltas = state.take(vec![Event::Applied(Kind::PeerAuthentication, broken)]);
     assert!(deltas.is_empty(), "{deltas:?}");
     assert_eq!(state.inputs().peer_authentications.len(), 1);
+    let broken = custom(Kind::PeerAuthentication, "security.istio.io/v1", "new", json!({"mtls": 7}));
+    state.take(vec![Event::Applied(Kind::PeerAuthentication, broken)]);
+    let new = &state.inputs().peer_authentications[&NamespacedName::new("shop", "new")];
+    assert_eq!(new.spec.mtls.as_ref().map(|mtls| mtls.mode), Some(ambit_api::peer_authentication::Mode::Strict));
     // A policy is known by what it is attached to, and denies there.
     let broken = custom(Kind::AuthorizationPolicy, "security.istio.io/v1", "p", json!({"rules": 7}));
     let deltas = state.take(vec![Event::Applied(Kind::AuthorizationPolicy, broken)]);
     assert_eq!(names(&deltas, AUTHORIZATION_TYPE), ["shop/p"]);
     let (_, policy) = state.inputs().policies().next().expect("it is there");
     assert!(policy.rejection().is_some());
+}
+
+#[test]
+fn what_depends_on_age_knows_it() {
+    let aged = |kind: Kind, api_version: &str, spec: Value| {
+        let object: DynamicObject = read(json!({
+            "apiVersion": api_version, "kind": kind.name(), "spec": spec,
+            "metadata": {"name": "x", "namespace": "shop", "creationTimestamp": "2026-01-02T03:04:05Z"},
+        }));
+        (kind, vec![convert::custom(&object, kind.name(), api_version)])
+    };
+    let rules = json!([{"backendRefs": [{"name": "web", "port": 80}]}]);
+    let (state, _) = listed(vec![
+        aged(Kind::PeerAuthentication, "security.istio.io/v1", json!({"mtls": {"mode": "STRICT"}})),
+        aged(Kind::DestinationRule, "networking.istio.io/v1", json!({"host": "web"})),
+        aged(
+            Kind::HttpRoute,
+            "gateway.networking.k8s.io/v1",
+            json!({
+            "parentRefs": [{"group": "", "kind": "Service", "name": "web"}], "rules": rules}),
+        ),
+    ]);
+    let (inputs, name) = (state.inputs(), NamespacedName::new("shop", "x"));
+    let at = Some("2026-01-02T03:04:05Z");
+    assert_eq!(inputs.peer_authentications[&name].created.as_deref(), at);
+    assert_eq!(inputs.destination_rules[&name].get().created.as_deref(), at);
+    assert_eq!(inputs.routes[&("HTTPRoute", name)].get().created.as_deref(), at);
 }
 
 #[test]

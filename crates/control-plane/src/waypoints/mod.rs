@@ -20,7 +20,7 @@ use std::{
 };
 
 use ambit_api::Gateway;
-use futures_util::{Stream, StreamExt, stream};
+use futures_util::StreamExt;
 use k8s_openapi::api::{
     apps::v1::Deployment,
     core::v1::{Namespace, Service, ServiceAccount},
@@ -37,7 +37,7 @@ use kube::{
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use tokio::{sync::watch, time::timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use self::{
@@ -115,7 +115,7 @@ pub async fn keep(client: Client, leadership: Leadership, settings: Settings, st
     let deployments = Api::<PartialObjectMeta<Deployment>>::all(client.clone());
     let services = Api::<PartialObjectMeta<Service>>::all(client.clone());
     let accounts = Api::<PartialObjectMeta<ServiceAccount>>::all(client.clone());
-    let anew = became_leader(leadership.changed());
+    let anew = leadership.gained();
     let classes = classes::keep(client.clone(), leadership.clone(), stop.clone());
     let keeper = Keeper { client: client.clone(), leadership, settings, failures: Mutex::default() };
     let gateways = Controller::new(Api::<GatewayMeta>::all(client), watcher::Config::default())
@@ -136,18 +136,6 @@ pub async fn keep(client: Client, leadership: Leadership, settings: Settings, st
             }
         });
     tokio::join!(classes, gateways);
-}
-
-/// Told now and whenever this replica starts to lead.
-fn became_leader(leads: watch::Receiver<bool>) -> impl Stream<Item = ()> + Send + 'static {
-    stream::unfold(leads, |mut leads| async move {
-        loop {
-            leads.changed().await.ok()?;
-            if *leads.borrow_and_update() {
-                return Some(((), leads));
-            }
-        }
-    })
 }
 
 // === impl Keeper ===
